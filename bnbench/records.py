@@ -1,0 +1,123 @@
+"""The record that a run leaves: the only truth that reports read. No torch.
+
+One `record.json` per run folder, written whole or not at all; `epochs.csv` with the series beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+RECORD = "record.json"
+EPOCHS = "epochs.csv"
+
+Status = Literal["completed", "diverged", "oom", "timeout", "preempted", "failed"]
+FINISHED: tuple[Status, ...] = ("completed", "diverged")  # running it again would give the same
+
+
+@dataclass
+class Record:
+    """Schema 1. `identity` defines the run; `config` is what was asked; the rest is what came of it.
+
+    `metrics` holds `final_val_error` (percent), `final_val_loss`, `train_error` (percent), `train_loss`
+    and `params`; a value that does not exist (a diverged run's error) is null.
+    `timings` is in seconds, `images_per_s` over all ranks.
+    """
+
+    __pydantic_config__ = {"extra": "allow"}  # a newer writer may add; what is required is required
+    schema: Literal[1]
+    id: str
+    name: str
+    identity: dict[str, Any]
+    status: Status
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+    timings: dict[str, Any]
+    provenance: dict[str, Any]
+    error: str | None = None
+    norm_swap: dict[str, Any] = field(default_factory=dict)
+    wandb: dict[str, Any] = field(default_factory=dict)
+
+
+def digest(identity: Mapping[str, Any], length: int = 8) -> str:
+    """A short hexadecimal name for an identity, independent of key order."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def cell_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity without its seed: what the runs of one cell share."""
+    return {key: value for key, value in identity.items() if key != "seed"}
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(folder: Path, record: Record) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RECORD
+    text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False)
+    write_atomic(path, text.encode() + b"\n")
+    return path
+
+
+@functools.cache
+def _adapter() -> Any:
+    import pydantic
+
+    return pydantic.TypeAdapter(Record)
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file. ValueError with one line if it is broken, foreign or of another schema."""
+    import pydantic
+
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict) or "schema" not in values:
+        raise ValueError(f"{path}: no bnbench record (it has no schema)")
+    if values["schema"] != SCHEMA:
+        raise ValueError(f"{path}: schema {values['schema']!r}, and this bnbench reads schema {SCHEMA}")
+    try:
+        return _adapter().validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path}: {key}: {first['msg']}") from None
+
+
+def find_records(root: Path) -> Iterator[Path]:
+    """Every record file below a folder, in a stable order."""
+    return iter(sorted(root.rglob(RECORD)))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run folder holds the record of a run that need not be trained again."""
+    path = folder / RECORD
+    try:
+        return path.exists() and read_record(path).status in FINISHED
+    except ValueError:
+        return False
