@@ -305,4 +305,6 @@ def _first_line(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
         return f"{key} is read by nothing with this choice of {error['loc'][0]}: remove it"
+    if error["type"] == "missing":
+        return f"{key} is missing: every run needs it"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

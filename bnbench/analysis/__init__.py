@@ -1,0 +1,1 @@
+"""What reads records: collect them, then summarize their cells. No torch."""

@@ -1,0 +1,156 @@
+"""Every record under some folders, as one table of runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnbench import catalog
+from bnbench.records import FINISHED, Record, cell_of, digest, find_records, read_record
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass
+class Collected:
+    """What was found: `runs` has one row per run, `records` the record of each row in the same order.
+
+    Columns of `runs`: id, cell (digest of the identity without its seed), name, model, norm, family, nbs
+    (null for a norm that treats each image by itself), per_device_batch, global_batch, world_size, data,
+    precision, seed, status, val_error and train_error (percent), val_loss, images_per_s (over all ranks),
+    fit_seconds, path, identity (that of the cell, as JSON). A number that a record lacks is null.
+    `problems` has one line for each record that is not in the table or is incomplete.
+    """
+
+    runs: pl.DataFrame
+    records: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def collect(roots: Sequence[Path]) -> Collected:
+    """Read every record under the folders. A record that cannot be used is listed, never fatal.
+
+    Of two records of one run, a finished one is kept, else the first. Raises ValueError where a folder
+    does not exist, or no usable record is found.
+    """
+    import polars as pl
+
+    problems: list[str] = []
+    kept: dict[str, tuple[Path, Record, dict[str, Any]]] = {}
+    paths = _record_paths(roots)
+    for path in paths:
+        try:
+            record = read_record(path)
+            row = _row(record, path)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        key = digest(record.identity, 64)
+        first = kept.get(key)
+        if first is None:
+            kept[key] = (path, record, row)
+            continue
+        better = record.status in FINISHED and first[1].status not in FINISHED
+        if better:
+            kept[key] = (path, record, row)
+        used, other = (path, first[0]) if better else (first[0], path)
+        problems.append(f"{other}: the same run as {used}, which is used")
+    if not kept:
+        raise ValueError(_nothing(roots, problems))
+    for path, record, row in kept.values():
+        if record.status == "completed" and row["val_error"] is None:
+            problems.append(f"{path}: completed without a final_val_error: not in the mean")
+    rows = [row for _, _, row in kept.values()]
+    return Collected(
+        pl.DataFrame(rows, schema=_schema()), [record for _, record, _ in kept.values()], problems
+    )
+
+
+def _record_paths(roots: Sequence[Path]) -> list[Path]:
+    paths: dict[Path, Path] = {}  # by resolved path: one folder may lie inside another
+    for root in roots:
+        if not root.is_dir():
+            why = "is a file, not a folder" if root.exists() else "does not exist"
+            raise ValueError(f"{root} {why}: name a folder with run folders in it, such as runs/<sweep>")
+        for path in find_records(root):
+            paths.setdefault(path.resolve(), path)
+    return list(paths.values())
+
+
+def _nothing(roots: Sequence[Path], problems: Sequence[str]) -> str:
+    where = ", ".join(map(str, roots))
+    if problems:
+        return f"no usable record under {where}: {len(problems)} cannot be used, the first: {problems[0]}"
+    return f"no record.json under {where}: name a folder that `bnbench train` wrote, such as runs/<sweep>"
+
+
+def _schema() -> dict[str, Any]:
+    import polars as pl
+
+    text, whole, real = pl.String, pl.Int64, pl.Float64
+    columns: dict[str, Any] = {
+        "id": text,
+        "cell": text,
+        "name": text,
+        "model": text,
+        "norm": text,
+        "family": text,
+    }
+    columns |= {"nbs": whole, "per_device_batch": whole, "global_batch": whole, "world_size": whole}
+    columns |= {"data": text, "precision": text, "seed": whole, "status": text}
+    columns |= dict.fromkeys(("val_error", "val_loss", "train_error", "images_per_s", "fit_seconds"), real)
+    return columns | {"path": text, "identity": text}
+
+
+def _row(record: Record, path: Path) -> dict[str, Any]:
+    """One row of `runs`. ValueError if the identity lacks what every run has."""
+
+    def known(key: str, kind: type) -> Any:
+        value: Any = record.identity
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{path}: identity.{key} is {value!r}, not of type {kind.__name__}")
+        return value
+
+    norm = known("norm.name", str)
+    nbs = None if record.identity.get("nbs") is None else known("nbs", int)
+    # A norm that this version does not list is still a result; its family shows in its NBS.
+    info = catalog.NORMS.get(norm)
+    family = info.family if info else "channel" if nbs is None else "batch"
+    if family == "batch" and nbs is None:
+        raise ValueError(f"{path}: identity.nbs is null, and {norm} shares statistics over images")
+    counts = {key: known(key, int) for key in ("per_device_batch", "global_batch", "world_size", "seed")}
+    cell = cell_of(record.identity)
+    return {
+        "id": record.id,
+        "cell": digest(cell),
+        "name": record.name,
+        "model": known("model.name", str),
+        "norm": norm,
+        "family": family,
+        "nbs": nbs if family == "batch" else None,
+        **counts,
+        "data": known("data.name", str),
+        "precision": known("precision", str),
+        "status": record.status,
+        "val_error": _number(record.metrics, "final_val_error"),
+        "val_loss": _number(record.metrics, "final_val_loss"),
+        "train_error": _number(record.metrics, "train_error"),
+        "images_per_s": _number(record.timings, "images_per_s"),
+        "fit_seconds": _number(record.timings, "fit_seconds"),
+        "path": str(path),
+        "identity": json.dumps(cell, sort_keys=True),
+    }
+
+
+def _number(values: Mapping[str, Any], key: str) -> float | None:
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -1,0 +1,96 @@
+"""`bnbench VERB ...`: each verb is imported when it is called, so that help is instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+VERBS = {
+    "train": "one run, or with -m a sweep, on the ranks of one world",
+    "report": "records to a table and a figure: error against normalization batch size",
+    "doctor": "what this machine can do, and what to do about what is missing",
+    "bench": "measure what bnbench itself costs, as ratios in one run",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 1 if something failed, 2 for a user's mistake, 130 on Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb, rest = (words[0], words[1:]) if words else ("--help", [])
+    if verb in ("-h", "--help"):
+        print(_help())
+        return 0
+    if verb == "--version":
+        from bnbench import __version__
+
+        print(f"bnbench {__version__}")
+        return 0
+    try:
+        return _call(verb, rest)
+    except ValueError as error:
+        if _is_ours(error):
+            from bnbench.launch import place_given, speaks
+
+            if speaks(place_given()):
+                print(f"bnbench {verb}: {error}", file=sys.stderr)
+            return 2
+        raise
+    except KeyboardInterrupt:
+        print("bnbench: interrupted; what is finished is kept, the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `bnbench ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _call(verb: str, rest: list[str]) -> int:
+    if verb == "train":
+        if {"-h", "--help"} & set(rest):
+            from bnbench.help import train_help
+
+            print(train_help())
+            return 0
+        if find_spec("torch") is None or find_spec("hydra") is None:
+            raise ValueError("what trains is not installed here: pip install 'bnbench[train]'")
+        from bnbench import train
+
+        return train.main(rest)
+    if verb == "report":
+        from bnbench import report
+
+        return report.main(rest)
+    if verb == "doctor":
+        from bnbench import doctor
+
+        return doctor.main(rest)
+    if verb == "bench":
+        from bnbench import benchmarks
+
+        return benchmarks.main(rest)
+    from bnbench.suggest import unknown
+
+    raise ValueError(unknown("verb", verb, VERBS))
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether bnbench raised it to tell a user something, rather than a library out of a bug."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("bnbench")
+
+
+def _help() -> str:
+    from bnbench import __version__
+
+    verbs = "\n".join(f"  {verb:8} {meaning}" for verb, meaning in VERBS.items())
+    return (
+        f"bnbench {__version__}: which normalization layer should this CNN use, and what does it cost?\n\n"
+        f"usage: bnbench VERB ...\n\n{verbs}\n\nbnbench VERB --help says more."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

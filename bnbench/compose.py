@@ -1,0 +1,145 @@
+"""From the words of a command line to checked runs, by Hydra's own grammar. No torch.
+
+Hydra's errors are turned into one line with the known names; no folder is made.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from bnbench.config import RunConfig, from_mapping
+from bnbench.suggest import unknown
+
+CONFIG_NAME = "config"
+
+
+def config_folder() -> Path:
+    """The conf/ of a checkout, or the one that a wheel carries inside the package."""
+    package = Path(__file__).parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / f"{CONFIG_NAME}.yaml").is_file():
+            return folder
+    raise ValueError(f"no conf/ beside or inside {package}: the installation is damaged, reinstall bnbench")
+
+
+def compose_jobs(
+    overrides: Sequence[str], multirun: bool, extra_config_dir: str | None = None
+) -> list[RunConfig]:
+    """Every run that the words ask for: one, or in a multirun the product of the sweeps.
+
+    Raises ValueError with one line for a mistake in any of them.
+    """
+    with _hydra(extra_config_dir) as searchpath:
+        base = _compose([*searchpath, *_without_sweeps(overrides)], hydra=True)
+        swept = {k: v for k, v in (base.hydra.sweeper.get("params") or {}).items()}
+        if not multirun and base.hydra.mode != "MULTIRUN":
+            if swept:
+                raise ValueError(f"this experiment sweeps {', '.join(swept)}: add -m to run all of it")
+            for override in _parse(overrides):
+                if override.is_sweep_override():
+                    raise ValueError(f"{override.input_line} gives several values: add -m to sweep over them")
+            return [check(_compose([*searchpath, *overrides]))]
+        words = [f"{key}={value}" for key, value in swept.items()] + list(overrides)
+        batches = BasicSweeper.split_arguments(_parse(words), max_batch_size=None)
+        return [check(_compose([*searchpath, *job])) for batch in batches for job in batch]
+
+
+def check(config: DictConfig) -> RunConfig:
+    """The run that a composed configuration describes. ValueError with one line if it is not one."""
+    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    try:
+        values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        if isinstance(error, MissingMandatoryValue):
+            key = str(error.full_key)
+            meaning = {"data.root": " (the folder that holds train/ and test/)"}.get(key, "")
+            raise ValueError(f"{key} has no value: give {key}=...{meaning}") from None
+        raise ValueError(str(error).splitlines()[0]) from None
+    assert isinstance(values, dict)
+    return from_mapping({str(key): value for key, value in values.items()})
+
+
+def check_output(folder: str) -> None:
+    """Raise ValueError if run folders cannot be made below `folder`."""
+    path = Path(folder)
+    for ancestor in (path, *path.absolute().parents):
+        if ancestor.exists() or ancestor.is_symlink():
+            if not ancestor.is_dir():
+                raise ValueError(f"dir={folder}: {ancestor} is a file in the way: remove it or choose another dir")
+            if not os.access(ancestor, os.W_OK | os.X_OK):
+                raise ValueError(f"dir={folder}: {ancestor} is not writable: choose another dir=...")
+            return
+
+
+@contextmanager
+def _hydra(extra_config_dir: str | None) -> Iterator[list[str]]:
+    """Hydra ready to compose; yields the overrides that add a user's own config folder."""
+    if extra_config_dir is not None and not Path(extra_config_dir).is_dir():
+        raise ValueError(f"--config-dir {extra_config_dir} is no folder")
+    searchpath = [f"hydra.searchpath=[file://{Path(extra_config_dir).absolute()}]"] if extra_config_dir else []
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        yield searchpath
+
+
+def _parse(words: Sequence[str]) -> list[Any]:
+    try:
+        return OverridesParser.create().parse_overrides(list(words))
+    except HydraException as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"{lines[0]} (the form is key=value; quote values with special characters)") from None
+
+
+def _without_sweeps(words: Sequence[str]) -> list[str]:
+    """The words that hold one value: what the sweep's own settings can be composed from."""
+    return [o.input_line for o in _parse(words) if not o.is_sweep_override()]
+
+
+def _compose(words: list[str], hydra: bool = False) -> DictConfig:
+    try:
+        return compose(CONFIG_NAME, overrides=words, return_hydra_config=hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, words)) from None
+
+
+def _explain(error: Exception, words: list[str]) -> str:
+    text = str(error)
+    choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if choice:
+        listed = text.partition("Available options in")[2].partition("Config search path")[0]
+        return unknown(choice[1], choice[2], re.findall(r"^\t(\S+)", listed, re.MULTILINE))
+    key = re.search(r"Could not override '([^']+)'", text)
+    if key:
+        return unknown("key", key[1], _known_keys(key[1], words))
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _known_keys(wrong: str, words: list[str]) -> list[str]:
+    """The keys beside a wrong one: those of its deepest node that exists, groups chosen as asked."""
+    groups = [w for w in words if w.partition("=")[0] in _group_names()]
+    try:
+        node: Any = compose(CONFIG_NAME, overrides=groups)
+    except (HydraException, OmegaConfBaseException):
+        node = compose(CONFIG_NAME)
+    prefix = ""
+    for part in wrong.split(".")[:-1]:
+        if not (OmegaConf.is_dict(node) and part in node):
+            break
+        node, prefix = node[part], f"{prefix}{part}."
+    return [f"{prefix}{key}" for key in node] if OmegaConf.is_dict(node) else []
+
+
+def _group_names() -> list[str]:
+    return [folder.name for folder in config_folder().iterdir() if folder.is_dir() and folder.name != "hydra"]

@@ -1,0 +1,27 @@
+"""The images a run trains and is validated on."""
+
+from __future__ import annotations
+
+from bnbench.config import DataConfig
+
+from .digits import load_digits
+from .folder import load_cifar10, load_image_folder
+from .images import DataSplits, ImageSet
+from .loader import Normalizer, TestLoader, TrainLoader
+
+__all__ = ["DataSplits", "ImageSet", "Normalizer", "TestLoader", "TrainLoader", "load"]
+
+
+def load(config: DataConfig) -> DataSplits:
+    """The decoded train and test sets, on the CPU. ValueError if they are not to be had."""
+    if config.name == "image_folder":
+        assert config.root is not None and config.image_size is not None
+        return load_image_folder(config.root, config.image_size, config.max_train, config.max_test)
+    if config.name == "cifar10":
+        assert config.root is not None
+        return load_cifar10(config.root, config.download, config.max_train, config.max_test)
+    assert config.name == "digits", config.name
+    splits = load_digits()
+    return DataSplits(
+        splits.train.first(config.max_train, "max_train"), splits.test.first(config.max_test, "max_test")
+    )

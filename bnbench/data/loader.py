@@ -1,0 +1,106 @@
+"""Loaders over sets that lie decoded on the training device; Lightning takes them as any iterable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bnbench.span import Span
+
+from .augment import Augment
+from .images import ImageSet
+from .order import AUGMENTATION, epoch_steps, generator
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Normalizer:
+    """uint8 (N, 3, H, W) to standardized floats: one fused multiply-add."""
+
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        mean_, std_ = (torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in (mean, std))
+        self.scale, self.shift, self.dtype = 1 / (255 * std_), -mean_ / std_, dtype
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, images.to(self.dtype), self.scale)
+
+
+class TrainLoader:
+    """This rank's share of every global step of the current epoch, augmented; the partial batch is dropped.
+
+    Raises ValueError if the set holds fewer images than a step takes.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        normalize: Normalizer,
+        augment: str,
+        *,
+        global_batch: int,
+        seed: int,
+        span: Span,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if len(data) < global_batch:
+            raise ValueError(
+                f"global_batch={global_batch} is more than the {len(data)} training images: lower it, or "
+                "raise data.max_train"
+            )
+        self.data, self.normalize, self.global_batch, self.seed = data, normalize, global_batch, seed
+        self.augment = Augment(data.images, augment)
+        self.place = slice(span.residue(rank, world_size), None, world_size)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.data) // self.global_batch
+
+    @property
+    def sampler(self) -> TrainLoader:
+        return self  # where Lightning looks for `set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        steps = epoch_steps(len(self.data), self.global_batch, self.seed, self.epoch)
+        labels = self.data.labels
+        first = self.epoch * len(self)
+        for step, indices in enumerate(steps, start=first):
+            draws = generator(self.seed, AUGMENTATION, step)
+            images = self.augment(indices, self.place, draws)
+            yield self.normalize(images), labels[indices[self.place].to(labels.device)]
+
+
+class TestLoader:
+    """Every image of the set exactly once over the ranks of any world: rank r takes those at r mod W.
+
+    Never padded, so the last ranks may take one image less. Raises ValueError if one would take none.
+    """
+
+    __test__ = False  # pytest: no test class
+
+    def __init__(
+        self, data: ImageSet, normalize: Normalizer, *, batch: int, rank: int, world_size: int
+    ) -> None:
+        if len(data) < world_size:
+            raise ValueError(
+                f"{len(data)} test images do not reach for {world_size} ranks: raise data.max_test, or "
+                "use fewer ranks"
+            )
+        self.images, self.labels = data.images[rank::world_size], data.labels[rank::world_size]
+        self.normalize, self.batch = normalize, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in zip(
+            self.images.split(self.batch), self.labels.split(self.batch), strict=True
+        ):
+            yield self.normalize(images), labels

@@ -1,0 +1,59 @@
+"""`bnbench train --help`: the groups of conf/ with their meanings, without Hydra or torch."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bnbench import catalog
+
+SHOWN = ("model", "norm", "data", "optim", "trainer", "logger", "experiment")
+
+
+def train_help() -> str:
+    from bnbench.compose import config_folder
+
+    folder = config_folder()
+    lines = [
+        "usage: bnbench train [GROUP=CHOICE ...] [KEY=VALUE ...]        one run",
+        "       bnbench train -m KEY=VALUE,VALUE,... [...]              a sweep: every combination",
+        "",
+        "groups (defaults marked *):",
+    ]
+    defaults = dict(re.findall(r"^  - (\w+): (\w+)", (folder / "config.yaml").read_text(), re.MULTILINE))
+    for group in SHOWN:
+        lines.append(f"  {group}: {catalog.GROUPS[group]}")
+        for choice, meaning in _choices(folder / group):
+            mark = "*" if defaults.get(group) == choice else " "
+            lines.append(f"   {mark}{f'{group}={choice}':24} {meaning}")
+    lines += ["", "keys:"]
+    lines += [f"    {key:16} {meaning}" for key, meaning in catalog.KEYS.items()]
+    lines += [
+        "",
+        "Examples:",
+        "    bnbench train norm=gn model=resnet20 epochs=10",
+        "    bnbench train -m norm=bn norm.batch_size=2,4,16 seed=0,1,2 name=my-study",
+        "    bnbench train --cfg job             print the whole configuration and train nothing",
+        "    torchrun --nproc-per-node 4 -m bnbench.train trainer.devices=4",
+        "",
+        "Hydra's own options (--cfg, --info, --config-dir, tab completion): bnbench train --hydra-help",
+    ]
+    return "\n".join(lines)
+
+
+def _choices(folder: Path) -> list[tuple[str, str]]:
+    """Each file of a group with its one-liner: the catalog's, else the file's first comment."""
+    known = {name: info.summary for name, info in catalog.NORMS.items()} | catalog.MODELS | catalog.DATASETS
+    order = [*known]
+    names = sorted(
+        (path.stem for path in folder.glob("*.yaml")),
+        key=lambda name: (order.index(name) if name in known else len(order), name),
+    )
+    return [(name, known.get(name) or _first_comment(folder / f"{name}.yaml")) for name in names]
+
+
+def _first_comment(path: Path) -> str:
+    for line in path.read_text().splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").removeprefix("Shows:").strip()
+    return ""

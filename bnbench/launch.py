@@ -1,0 +1,64 @@
+"""How this process was started: by itself, or as one rank of a world that torchrun or srun made.
+
+Read from the environment alone, so that a wrong world is refused before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank's place in its world."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    origin: Literal["bnbench", "torchrun", "srun"] = "bnbench"
+
+    @property
+    def nodes(self) -> int:
+        return self.size // self.local_size
+
+
+def place_given(env: Mapping[str, str] = os.environ) -> Place | None:
+    """This process's place in a world that something else started; None if bnbench is to start one."""
+    if all(key in env for key in TORCHRUN):
+        rank, size, local_rank, local_size = (int(env[key]) for key in TORCHRUN[:4])
+        return Place(rank, size, local_rank, local_size, "torchrun")
+    # A batch script's own shell has no step tasks; an interactive step is one process at a prompt.
+    interactive = env.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env and not interactive:
+        size = int(env["SLURM_STEP_NUM_TASKS"])
+        nodes = int(env.get("SLURM_STEP_NUM_NODES", "1"))
+        local_rank = int(env.get("SLURM_LOCALID", "0"))
+        return Place(int(env["SLURM_PROCID"]), size, local_rank, size // nodes, "srun")
+    return None
+
+
+def check_world(place: Place | None, devices: int, num_nodes: int) -> None:
+    """Raise ValueError, with the numbers and the line to change, if the config asks for another world."""
+    if place is None:
+        if num_nodes > 1:
+            raise ValueError(
+                f"trainer.num_nodes={num_nodes}: one process cannot start ranks on other nodes; start bnbench "
+                f"on each of them with torchrun or srun (slurm/), or set trainer.num_nodes=1"
+            )
+    elif (place.nodes, place.local_size) != (num_nodes, devices):
+        raise ValueError(
+            f"{place.origin} started {place.size} rank(s), {place.local_size} on each of {place.nodes} node(s), "
+            f"but the run asks for trainer.devices={devices} x trainer.num_nodes={num_nodes}: set "
+            f"trainer.devices={place.local_size} trainer.num_nodes={place.nodes}, or start as many"
+        )
+
+
+def speaks(place: Place | None) -> bool:
+    """Whether this process is the one that prints."""
+    return place is None or place.rank == 0

@@ -1,0 +1,64 @@
+"""ResNets for small images: He et al. 2016, section 4.2."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a parameter-free shortcut (option A: subsample, pad channels with zeros)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.extra_channels = channels - in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        if self.stride > 1 or self.extra_channels:
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = F.pad(x, (0, 0, 0, 0, 0, self.extra_channels))
+        return F.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """Input (N, 3, H, W), output (N, num_classes); three stages of (depth - 2) / 6 blocks.
+
+    Built with BatchNorm2d everywhere; `norms.swap_norms` puts another norm in its places, so that at one
+    seed the convolutions start equal whatever the norm. `stem_stride=2` quarters the cost.
+    Raises ValueError for a depth that is not 6 n + 2.
+    """
+
+    def __init__(self, depth: int, num_classes: int, width: int = 16, stem_stride: int = 1) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 2, 6)
+        if rest or blocks < 1:
+            raise ValueError(f"a CIFAR ResNet has 6 n + 2 layers: depth {depth} is not among 8, 14, 20, ...")
+        self.conv1 = nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        stages: list[nn.Module] = []
+        channels = width
+        for stage in range(3):
+            out_channels = width * 2**stage
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stages.append(Block(channels, out_channels, stride))
+                channels = out_channels
+        self.blocks = nn.Sequential(*stages)
+        self.fc = nn.Linear(channels, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(x)))
+        x = self.blocks(x)
+        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))

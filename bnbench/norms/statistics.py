@@ -1,0 +1,37 @@
+"""Running statistics across ranks: one stated policy instead of whatever rank 0 happened to see."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def merge_running_statistics(model: nn.Module, policy: str) -> None:
+    """Give every rank the same running mean and variance, in place, by one collective.
+
+    `mean`: the arithmetic mean of the running mean and of the unbiased running variance over ranks.
+    There is no between-group term, so that the map is linear: merging now, later, or at every step gives
+    the same, and every route to one NBS agrees. `rank0`: those of rank 0, as plain DDP's
+    broadcast_buffers would have left them. Call it on every rank, before evaluation and checkpoints.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    running = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if not running:
+        return
+    flat = torch.cat(running)
+    if policy == "mean":
+        dist.all_reduce(flat)  # gloo has no average
+        flat /= dist.get_world_size()
+    else:
+        assert policy == "rank0", policy
+        dist.broadcast(flat, src=0)
+    for buffer, merged in zip(running, flat.split([b.numel() for b in running]), strict=True):
+        buffer.copy_(merged)

@@ -1,0 +1,68 @@
+"""Where a result comes from, as far as can be told without torch."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("bnbench", "torch", "torchvision", "lightning", "hydra-core", "wandb", "numpy", "scikit-learn")
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, package versions, host and time."""
+    return {
+        "git": git_state(Path(__file__).parent),
+        "versions": {"python": platform.python_version(), **versions()},
+        "host": {
+            "name": socket.gethostname(),
+            "cpu": cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "platform": platform.platform(),
+        },
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """The commit of the code and whether files differ from it; nulls outside a checkout."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # A wheel inside somebody's repository is not that repository's code.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

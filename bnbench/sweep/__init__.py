@@ -1,0 +1,1 @@
+"""Many runs: what to run, and the worlds that run it."""

@@ -1,0 +1,67 @@
+"""What a sweep will run: equal identities collapsed, finished runs left alone. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bnbench.config import RunConfig
+from bnbench.records import cell_of, digest, is_finished
+
+
+@dataclass
+class Plan:
+    """The runs of a sweep, in the order asked, and what is to be said about them before they start."""
+
+    todo: list[RunConfig] = field(default_factory=list)
+    finished: list[RunConfig] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        return self.finished + self.todo
+
+    def cells(self) -> int:
+        return len({digest(cell_of(run.identity())) for run in self.runs})
+
+
+def plan_single(config: RunConfig) -> Plan:
+    """One run. ValueError if a setting would be ignored: what is asked must be what is done."""
+    for key, value in config.ignored().items():
+        if key == "norm.batch_size" and config.norm.name == "syncbn":
+            way_out = "syncbn spans the global batch; use norm=bn to choose its NBS"
+        elif key == "norm.batch_size":
+            way_out = f"{config.norm.name} shares no statistics between images and has no NBS; leave it out"
+        else:
+            way_out = f"{config.norm.name} reads {', '.join(config.norm.info.uses)}; leave it out"
+        raise ValueError(f"{key}={value} would be ignored by norm={config.norm.name}: {way_out}")
+    return _split([config], [])
+
+
+def plan_sweep(asked: Sequence[RunConfig]) -> Plan:
+    """The distinct runs of a sweep: settings that a norm ignores collapse, and the remarks say so."""
+    distinct: dict[str, RunConfig] = {}
+    for config in asked:
+        bare = config.without_ignored()
+        distinct.setdefault(digest(bare.identity(), 64), bare)
+    remarks = []
+    if len(distinct) < len(asked):
+        ignored = sorted({(key, c.norm.name) for c in asked for key in c.ignored()})
+        reasons = [f"norm={norm} does not read {key}" for key, norm in ignored]
+        remarks.append(
+            f"{len(asked)} combinations are {len(distinct)} distinct runs"
+            + (f": {'; '.join(reasons)}" if reasons else "")
+        )
+    return _split(list(distinct.values()), remarks)
+
+
+def _split(runs: list[RunConfig], remarks: list[str]) -> Plan:
+    plan = Plan(remarks=remarks)
+    for run in runs:
+        (plan.finished if is_finished(run.folder) else plan.todo).append(run)
+    if plan.finished:
+        plan.remarks.append(
+            f"{len(plan.finished)} of {len(runs)} run(s) are finished already and kept; to train them again "
+            f"choose another name=..., or remove their folders in {runs[0].dir}"
+        )
+    return plan

@@ -1,0 +1,87 @@
+"""What a waiting person sees: cells done, the current run's epoch, images/s, time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bnbench.config import RunConfig
+from bnbench.records import RECORD, read_record
+
+
+class SweepProgress:
+    """Bars on a terminal; elsewhere (a log file, CI) the one line that each finished run leaves."""
+
+    def __init__(self, total: int, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(soft_wrap=True, quiet=quiet)
+        self.total, self.done = total, 0
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self._sweep = self.bars.add_task("runs", total=total, detail="starting the ranks")
+        self._run = self.bars.add_task("", total=None, detail="", visible=False)
+        self._started = self._run_started = time.monotonic()
+
+    def __enter__(self) -> SweepProgress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bars.stop()
+
+    def begin(self, config: RunConfig) -> None:
+        self._run_started = time.monotonic()
+        if not self.done:
+            self._started = self._run_started  # the ranks' start is no part of a run's pace
+        self.bars.reset(self._run, description=config.run_name, visible=True, detail="preparing")
+
+    def update(self, event: Mapping[str, Any]) -> None:
+        """An event of a TrainingCurve: epoch, step, steps, images_per_s."""
+        share = event["step"] / event["steps"]
+        left = (self.total - self.done - share) / (self.done + share)
+        seconds = left * (time.monotonic() - self._started)
+        self.bars.update(
+            self._run,
+            completed=event["step"],
+            total=event["steps"],
+            detail=f"steps, epoch {event['epoch'] + 1}, {event['images_per_s']:,.0f} images/s",
+        )
+        self.bars.update(self._sweep, detail=f"about {_duration(seconds)} left")
+
+    def end(self, config: RunConfig, outcome: str) -> None:
+        """`outcome` is a status, or why the run did not start."""
+        self.done += 1
+        self.bars.update(self._sweep, completed=self.done)
+        seconds = time.monotonic() - self._run_started
+        self.console.print(
+            f"[{self.done}/{self.total}] {config.run_name}: {outcome}{_error(config)}, {seconds:.1f} s",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _error(config: RunConfig) -> str:
+    try:
+        error = read_record(config.folder / RECORD).metrics.get("final_val_error")
+    except ValueError:
+        return ""
+    return "" if error is None else f", validation error {error:.2f}%"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""What trains one run on the ranks of a world."""

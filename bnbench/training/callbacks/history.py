@@ -1,0 +1,91 @@
+"""The series of a run, an epoch a row, kept on disk as it grows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bnbench.records import EPOCHS
+from bnbench.training.callbacks.curve import TrainingCurve
+from bnbench.training.module import Classifier
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: losses are mean cross-entropy, errors percent, over all ranks."""
+
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    train_error: float
+    val_loss: float
+    val_error: float
+    train_seconds: float
+    val_seconds: float
+    images_per_s: float
+
+
+class History(Callback):
+    """Rows of `epochs.csv`, and the same to the logger. Train time excludes validation.
+
+    The file is written by rank 0 (`folder` is None elsewhere), a whole row at a time.
+    """
+
+    def __init__(self, folder: Path | None, curve: TrainingCurve, images_per_epoch: int) -> None:
+        self.folder, self.curve, self.images_per_epoch = folder, curve, images_per_epoch
+        self.epochs: list[Epoch] = []
+        self._train_started = self._train_ended = self._val_ended = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._train_started = _now(pl_module.device)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._train_ended = _now(pl_module.device)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._val_ended = _now(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        if self.curve.diverged_at is not None or pl_module.validated is None:
+            return
+        train, validated = self.curve.epoch_totals, pl_module.validated
+        seconds = self._train_ended - self._train_started
+        epoch = Epoch(
+            epoch=trainer.current_epoch,
+            step=trainer.global_step,
+            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            train_loss=train.loss,
+            train_error=train.error,
+            val_loss=validated.loss,
+            val_error=validated.error,
+            train_seconds=seconds,
+            val_seconds=self._val_ended - self._train_ended,
+            images_per_s=self.images_per_epoch / seconds,
+        )
+        self.epochs.append(epoch)
+        row = dataclasses.asdict(epoch)
+        if self.folder is not None:
+            with (self.folder / EPOCHS).open("a", newline="") as file:
+                writer = csv.DictWriter(file, row)
+                if not file.tell():
+                    writer.writeheader()
+                writer.writerow(row)
+        if trainer.logger is not None:
+            names = {"val_loss": "val/loss", "val_error": "val/error", "epoch": "epoch"}
+            point = {new: row[old] for old, new in names.items()}
+            point |= {"train/epoch_loss": epoch.train_loss, "train/epoch_error": epoch.train_error}
+            trainer.logger.log_metrics(point, step=trainer.global_step)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,53 @@
+"""The LightningModule: one classification step, and validation that counts each image once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from .meter import Meter, Totals
+
+BuildOptimizer = Callable[[nn.Module], tuple[torch.optim.Optimizer, LambdaLR]]
+
+
+class Classifier(LightningModule):
+    """Trains `model` on (images (N, 3, H, W), labels (N,)) by cross-entropy.
+
+    Nothing is logged in a step: `window` gathers what callbacks read at their own interval.
+    """
+
+    def __init__(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
+        super().__init__()
+        self.model = model
+        self.build_optimizer = build_optimizer
+        self.window = Meter()
+        self.validation = Meter()
+        self.validated: Totals | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels)
+        self.window.add(loss, logits, labels)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self.model(images)
+        self.validation.add(F.cross_entropy(logits.double(), labels), logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated = self.validation.drain()
+
+    def configure_optimizers(self) -> Any:
+        optimizer, schedule = self.build_optimizer(self.model)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,130 @@
+"""The ranks that train together, seen from one of them: device, process groups, agreement."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
+
+from bnbench.launch import Place
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+class SetupError(ValueError):
+    """A user's mistake that a rank found; raised on all of them, with nothing written yet."""
+
+
+class World:
+    """A joined world. Runs use it one after another; it keeps its process groups between them."""
+
+    def __init__(self, place: Place, device: torch.device, backend: str) -> None:
+        self.place, self.device, self.backend = place, device, backend
+        self._groups: dict[int, Any] = {}
+
+    @classmethod
+    def join(cls, place: Place, accelerator: str, store_path: str | None = None) -> World:
+        """Choose the device and connect to the other ranks.
+
+        A world that bnbench started meets at `store_path`, a file on this host: no port to collide with.
+        torchrun and srun give an address. Raises ValueError if there are fewer GPUs than ranks.
+        """
+        device = _device(place, accelerator)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        options: dict[str, Any] = {"timeout": COLLECTIVE_TIMEOUT}
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            options["device_id"] = device
+        if store_path is not None:
+            # One host: its loopback always works, unlike what its name resolves to on a laptop.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            options["store"] = dist.FileStore(store_path, place.size)
+        elif place.origin == "srun":
+            slurm = SLURMEnvironment()
+            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
+        dist.init_process_group(backend, rank=place.rank, world_size=place.size, **options)
+        return cls(place, device, backend)
+
+    def leave(self) -> None:
+        dist.destroy_process_group()
+
+    def group(self, ranks: int) -> Any:
+        """The process group of the `ranks` consecutive ranks around this one. Call it on every rank."""
+        if ranks == self.place.size:
+            return dist.group.WORLD
+        if ranks not in self._groups:
+            # Every rank must create every group, in the same order.
+            for first in range(0, self.place.size, ranks):
+                group = dist.new_group(list(range(first, first + ranks)), timeout=COLLECTIVE_TIMEOUT)
+                if first <= self.place.rank < first + ranks:
+                    self._groups[ranks] = group
+        return self._groups[ranks]
+
+    def agree(self, problem: str | None) -> None:
+        """Raise SetupError on every rank if any rank has a problem: the first rank's, the same everywhere."""
+        problems: list[str | None] = [None] * self.place.size
+        dist.all_gather_object(problems, problem)
+        for found in problems:
+            if found is not None:
+                raise SetupError(found)
+
+    def from_leader(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @property
+    def leads(self) -> bool:
+        return self.place.rank == 0
+
+
+def _device(place: Place, accelerator: str) -> torch.device:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator == "cpu" or (accelerator == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if gpus < place.local_size:
+        fit = f"trainer.devices={gpus} or " if gpus else ""
+        raise ValueError(
+            f"trainer.accelerator={accelerator} with trainer.devices={place.local_size}: this machine has {gpus} "
+            f"GPU(s), and every rank needs its own; set {fit}trainer.accelerator=cpu"
+        )
+    return torch.device("cuda", place.local_rank)
+
+
+class JoinedEnvironment(ClusterEnvironment):
+    """Tells Lightning that the ranks are there already: it must start none, and connect none."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.place = place
+
+    creates_processes_externally = True
+    main_address = "127.0.0.1"  # never used: the process group exists
+    main_port = 0
+
+    @staticmethod
+    def detect() -> bool:
+        return False  # only ever passed by hand
+
+    def world_size(self) -> int:
+        return self.place.size
+
+    def global_rank(self) -> int:
+        return self.place.rank
+
+    def local_rank(self) -> int:
+        return self.place.local_rank
+
+    def node_rank(self) -> int:
+        return self.place.rank // self.place.local_size
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.place.size, (size, self.place)
+
+    def set_global_rank(self, rank: int) -> None:
+        assert rank == self.place.rank, (rank, self.place)
