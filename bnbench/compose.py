@@ -77,7 +77,9 @@ def check_output(folder: str) -> None:
     for ancestor in (path, *path.absolute().parents):
         if ancestor.exists() or ancestor.is_symlink():
             if not ancestor.is_dir():
-                raise ValueError(f"dir={folder}: {ancestor} is a file in the way: remove it or choose another dir")
+                raise ValueError(
+                    f"dir={folder}: {ancestor} is a file in the way: remove it or choose another dir"
+                )
             if not os.access(ancestor, os.W_OK | os.X_OK):
                 raise ValueError(f"dir={folder}: {ancestor} is not writable: choose another dir=...")
             return
@@ -88,7 +90,9 @@ def _hydra(extra_config_dir: str | None) -> Iterator[list[str]]:
     """Hydra ready to compose; yields the overrides that add a user's own config folder."""
     if extra_config_dir is not None and not Path(extra_config_dir).is_dir():
         raise ValueError(f"--config-dir {extra_config_dir} is no folder")
-    searchpath = [f"hydra.searchpath=[file://{Path(extra_config_dir).absolute()}]"] if extra_config_dir else []
+    searchpath = (
+        [f"hydra.searchpath=[file://{Path(extra_config_dir).absolute()}]"] if extra_config_dir else []
+    )
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield searchpath
 
@@ -98,7 +102,9 @@ def _parse(words: Sequence[str]) -> list[Any]:
         return OverridesParser.create().parse_overrides(list(words))
     except HydraException as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"{lines[0]} (the form is key=value; quote values with special characters)") from None
+        raise ValueError(
+            f"{lines[0]} (the form is key=value; quote values with special characters)"
+        ) from None
 
 
 def _without_sweeps(words: Sequence[str]) -> list[str]:

@@ -211,7 +211,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name or self.name.strip() != self.name:
-            raise ValueError(f"name={self.name!r} names a folder and a W&B group: use letters, digits, - and _")
+            raise ValueError(
+                f"name={self.name!r} names a folder and a W&B group: use letters, digits, - and _"
+            )
         _positive("seed", self.seed, inclusive=True)
         _positive("epochs", self.epochs)
         _positive("global_batch", self.global_batch)

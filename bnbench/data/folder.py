@@ -23,7 +23,9 @@ def load_image_folder(root: str, size: int, max_train: int | None, max_test: int
     test, test_classes = _files(Path(root) / "test")
     if classes != test_classes:
         odd = sorted(set(classes) ^ set(test_classes))
-        raise ValueError(f"data.root={root}: train/ and test/ differ in their class folders: {', '.join(odd)}")
+        raise ValueError(
+            f"data.root={root}: train/ and test/ differ in their class folders: {', '.join(odd)}"
+        )
     return DataSplits(
         _decode(_chosen(train, max_train, "max_train"), size, len(classes)),
         _decode(_chosen(test, max_test, "max_test"), size, len(classes)),

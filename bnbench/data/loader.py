@@ -100,7 +100,5 @@ class TestLoader:
         return -(-len(self.labels) // self.batch)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in zip(
-            self.images.split(self.batch), self.labels.split(self.batch), strict=True
-        ):
+        for images, labels in zip(self.images.split(self.batch), self.labels.split(self.batch), strict=True):
             yield self.normalize(images), labels

@@ -84,9 +84,9 @@ def _group_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, float]:
         mean = var = x.new_zeros(c, dtype=dtype)
     # Images and pixels apart: either is exact in fp32, while their product may pass 2^24.
     mine = torch.cat([mean, var, mean.new_tensor([n, h * w])])
-    parts = mine.new_empty(dist.get_world_size(group), mine.numel())
+    parts = mine.new_empty(dist.get_world_size(group) * mine.numel())
     dist.all_gather_into_tensor(parts, mine, group=group)
-    means, variances, images, pixels = parts.split([c, c, 1, 1], dim=1)
+    means, variances, images, pixels = parts.view(-1, mine.numel()).split([c, c, 1, 1], dim=1)
     counts = images.double() * pixels.double()
     total = counts.sum()
     share = (counts / total).to(dtype)

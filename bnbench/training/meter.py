@@ -18,9 +18,7 @@ class Totals:
     images: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
-        return Totals(
-            self.loss_sum + other.loss_sum, self.wrong + other.wrong, self.images + other.images
-        )
+        return Totals(self.loss_sum + other.loss_sum, self.wrong + other.wrong, self.images + other.images)
 
     @property
     def loss(self) -> float:

@@ -16,9 +16,7 @@ NORM_TYPES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Loc
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict[str, Any]]:
     """Two groups by module type, never by name: norms' own parameters, and the rest."""
-    norm = [
-        p for m in model.modules() if isinstance(m, NORM_TYPES) for p in m.parameters(recurse=False)
-    ]
+    norm = [p for m in model.modules() if isinstance(m, NORM_TYPES) for p in m.parameters(recurse=False)]
     known = {id(p) for p in norm}
     rest = [p for p in model.parameters() if id(p) not in known]
     groups = [

@@ -195,7 +195,9 @@ def _make_folder(config: RunConfig, world: World) -> None:
         config.folder.mkdir(parents=True, exist_ok=True)
         (config.folder / EPOCHS).unlink(missing_ok=True)  # of an attempt that did not finish
     except OSError as error:
-        raise ValueError(f"{config.folder} cannot be made ({error.strerror}): choose another dir=...") from None
+        raise ValueError(
+            f"{config.folder} cannot be made ({error.strerror}): choose another dir=..."
+        ) from None
 
 
 def _trainer(config: RunConfig, world: World, logger: WandbLogger | None, callbacks: list[Any]) -> Trainer:
