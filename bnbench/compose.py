@@ -43,7 +43,7 @@ def compose_jobs(
     """
     with _hydra(extra_config_dir) as searchpath:
         base = _compose([*searchpath, *_without_sweeps(overrides)], hydra=True)
-        swept = {k: v for k, v in (base.hydra.sweeper.get("params") or {}).items()}
+        swept = dict((base.hydra.sweeper.get("params") or {}).items())
         if not multirun and base.hydra.mode != "MULTIRUN":
             if swept:
                 raise ValueError(f"this experiment sweeps {', '.join(swept)}: add -m to run all of it")
@@ -58,7 +58,7 @@ def compose_jobs(
 
 def check(config: DictConfig) -> RunConfig:
     """The run that a composed configuration describes. ValueError with one line if it is not one."""
-    ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     try:
         values = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -73,7 +73,8 @@ class NormConfig:
         return {k: v for k, v in values.items() if v is not None and k not in self.info.uses}
 
     def without_ignored(self) -> NormConfig:
-        return dataclasses.replace(self, **dict.fromkeys(self.ignored()))
+        nothing: dict[str, Any] = dict.fromkeys(self.ignored())
+        return dataclasses.replace(self, **nothing)
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,9 @@ class DataConfig:
 @functools.cache  # one listing serves every run of a sweep
 def _listing_digest(root: str) -> str:
     names = sorted(
-        os.path.relpath(os.path.join(folder, file), root)
+        os.path.relpath(f"{folder}/{file}", root)
         for split in ("train", "test")
-        for folder, _, files in os.walk(os.path.join(root, split))
+        for folder, _, files in os.walk(f"{root}/{split}")
         for file in files
     )
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

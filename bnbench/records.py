@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -33,7 +33,7 @@ class Record:
     `timings` is in seconds, `images_per_s` over all ranks.
     """
 
-    __pydantic_config__ = {"extra": "allow"}  # a newer writer may add; what is required is required
+    __pydantic_config__: ClassVar = {"extra": "allow"}  # a newer writer may add; what is required is required
     schema: Literal[1]
     id: str
     name: str

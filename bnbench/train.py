@@ -11,7 +11,7 @@ from typing import Any
 
 from bnbench.config import RunConfig
 from bnbench.launch import check_world, place_given, speaks
-from bnbench.records import RECORD, digest, read_record
+from bnbench.records import RECORD, read_record
 from bnbench.sweep.plan import Plan, plan_single, plan_sweep
 
 HYDRAS_OWN = ("cfg", "info", "hydra_help", "shell_completion", "version", "package", "resolve")

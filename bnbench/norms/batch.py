@@ -26,6 +26,12 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
     Raises ValueError where the groups do not come out even or have one value a channel.
     """
 
+    # What the base class allows to be absent and this one always has.
+    momentum: float  # type: ignore[assignment]
+    running_mean: Tensor  # type: ignore[assignment]
+    running_var: Tensor  # type: ignore[assignment]
+    num_batches_tracked: Tensor  # type: ignore[assignment]
+
     def __init__(
         self,
         num_features: int,

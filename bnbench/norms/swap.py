@@ -75,9 +75,7 @@ def _fit(options: dict[str, Any], num_features: int) -> tuple[dict[str, Any], st
 
 
 def _carry_over(old: nn.Module, new: nn.Module) -> None:
-    reference = next(old.parameters(), None)
-    if reference is None:
-        reference = next(old.buffers(), None)
+    reference = next(iter([*old.parameters(), *old.buffers()]), None)
     if reference is not None:
         new.to(device=reference.device, dtype=reference.dtype)
     kept = old.state_dict()

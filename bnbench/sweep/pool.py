@@ -97,11 +97,10 @@ class SpawnedWorld:
         pending: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(self._pipes)}
         timeout: float | None = None
         while pending:
-            ready = wait(list(pending), timeout)
+            ready: list[Any] = wait(list(pending), timeout)
             if not ready:
                 break  # the others hang in a collective with the rank that failed
             for pipe in ready:
-                assert isinstance(pipe, Connection)
                 rank = pending[pipe]
                 try:
                     kind, value = pipe.recv()

@@ -34,23 +34,25 @@ def start_tracking(config: RunConfig, folder: Path) -> WandbLogger | None:
         os.environ.setdefault(key, value)
     identity = config.identity()
     run_id = hashlib.sha256(f"{config.name}/{digest(identity, 64)}".encode()).hexdigest()[:16]
-    options: dict[str, Any] = dict(
-        project=config.logger.project,
-        entity=config.logger.entity,
-        group=config.name,
-        job_type="train",
-        name=config.run_name,
-        id=run_id,
-        tags=[config.model.name, config.kind, config.data.name],
-        config={"identity": identity, **dataclasses.asdict(config)},
-        dir=str(folder),
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=120),
-    )
+    options: dict[str, Any] = {
+        "project": config.logger.project,
+        "entity": config.logger.entity,
+        "group": config.name,
+        "job_type": "train",
+        "name": config.run_name,
+        "id": run_id,
+        "tags": [config.model.name, config.kind, config.data.name],
+        "config": {"identity": identity, **dataclasses.asdict(config)},
+        "dir": str(folder),
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=120),
+    }
     try:
-        resume = "allow" if config.logger.mode == "online" else None
-        run = wandb.init(mode=config.logger.mode, resume=resume, **options)
+        if config.logger.mode == "online":
+            options["resume"] = "allow"  # the same run again, after a failure
+        run = wandb.init(mode=config.logger.mode, **options)  # type: ignore[arg-type]
     except (wandb.errors.UsageError, wandb.errors.CommError) as error:
         wandb.teardown()  # else the id counts as in use
+        options.pop("resume", None)
         log.warning("W&B is not reachable (%s): logging offline", str(error).splitlines()[0])
         run = wandb.init(mode="offline", **options)
     run.define_metric("trainer/global_step")
