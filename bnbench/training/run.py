@@ -72,8 +72,8 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
     propagates: the world is then not to be used again.
     """
     started = time.perf_counter()
-    _settle(config, world)
-    setup = _together(world, partial(_set_up, config, world, cache))
+    settle(config, world)
+    setup = _together(world, partial(set_up, config, world, cache))
     _together(world, partial(_make_folder, config, world))
     logger = start_tracking(config, config.folder) if world.leads else None
     record = None
@@ -81,12 +81,14 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
         curve = TrainingCurve(config.trainer.log_every, config.global_batch, report)
         images = len(setup.train_loader) * config.global_batch
         history = History(config.folder if world.leads else None, curve, images)
-        trainer = _trainer(config, world, logger, [RunningStatistics(_policy(config)), curve, history])
+        trainer = build_trainer(
+            config, world, logger, [RunningStatistics(statistics_policy(config)), curve, history]
+        )
         fit_started = time.perf_counter()
         trainer.fit(setup.module, setup.train_loader, setup.test_loader)
         fit_seconds = time.perf_counter() - fit_started
         model = setup.module.model
-        merge_running_statistics(model, _policy(config))
+        merge_running_statistics(model, statistics_policy(config))
         status: Status = "completed" if curve.diverged_at is None else "diverged"
         if world.leads:
             record = Record(
@@ -110,7 +112,7 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
         finish_tracking(logger, record)
 
 
-def _settle(config: RunConfig, world: World) -> None:
+def settle(config: RunConfig, world: World) -> None:
     """Process-wide state, set by every run so that none inherits another's."""
     torch.set_num_threads(config.trainer.threads or max(1, _cores() // world.place.local_size))
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -139,7 +141,7 @@ def _together(world: World, step: Callable[[], Any]) -> Any:
     return result
 
 
-def _set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
+def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
     if config.data.download and world.place.local_rank == 0:
         data.load(config.data)  # one rank of a node downloads; an error reaches all of them below
     if config.data.download:
@@ -183,7 +185,7 @@ def _norm_options(config: RunConfig, world: World) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def _policy(config: RunConfig) -> str:
+def statistics_policy(config: RunConfig) -> str:
     return config.norm.statistics or "mean"
 
 
@@ -199,7 +201,9 @@ def _make_folder(config: RunConfig, world: World) -> None:
         ) from None
 
 
-def _trainer(config: RunConfig, world: World, logger: WandbLogger | None, callbacks: list[Any]) -> Trainer:
+def build_trainer(
+    config: RunConfig, world: World, logger: WandbLogger | None, callbacks: list[Any]
+) -> Trainer:
     strategy: Strategy
     if world.place.size == 1:
         strategy = SingleDeviceStrategy(device=world.device)

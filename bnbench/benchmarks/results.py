@@ -1,0 +1,25 @@
+"""Benchmark results as files: named by theme, hardware and date, with what it takes to repeat them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bnbench.provenance import provenance
+from bnbench.records import write_atomic
+
+
+def keep(folder: Path, theme: str, argv: Sequence[str], result: dict[str, Any]) -> Path:
+    """Write the result with its command and provenance; a second one of a day replaces the first."""
+    came_from = provenance()
+    host = came_from["host"]
+    hardware = re.sub(r"[^a-z0-9]+", "-", f"{host['cpu']} {host['cores']} cores".lower()).strip("-")
+    path = folder / f"{theme}_{hardware}_{datetime.date.today():%Y-%m-%d}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"command": " ".join(["bnbench bench", *argv]), **result, "provenance": came_from}
+    write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
+    return path
