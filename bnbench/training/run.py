@@ -26,7 +26,7 @@ from bnbench.models import build_model
 from bnbench.norms import SwapReport, merge_running_statistics, swap_norms
 from bnbench.provenance import provenance
 from bnbench.records import EPOCHS, Record, Status, digest, write_atomic, write_record
-from bnbench.training.callbacks import Epoch, History, RunningStatistics, TrainingCurve
+from bnbench.training.callbacks import Epoch, History, RunningStatistics, TrainingCurve, bundle
 from bnbench.training.module import Classifier
 from bnbench.training.optim import build_optimizer
 from bnbench.training.tracking import describe, finish_tracking, start_tracking
@@ -223,7 +223,8 @@ def build_trainer(
         precision=PRECISION[config.trainer.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
         logger=logger or False,
-        callbacks=callbacks,
+        callbacks=[bundle(callbacks)],
+        log_every_n_steps=0,  # nothing is logged in a step: TrainingCurve writes to the logger itself
         default_root_dir=config.folder,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,0 +1,47 @@
+"""Several callbacks as one, forwarding only the hooks that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback
+
+HOOKS = (
+    "on_train_epoch_start",
+    "on_train_batch_end",
+    "on_validation_start",
+    "on_validation_end",
+    "on_train_epoch_end",
+    "on_save_checkpoint",
+)
+
+
+def bundle(parts: Sequence[Callback]) -> Callback:
+    """One callback that calls `parts` in their order.
+
+    Lightning enters a profiler context for each hook of each callback at every step, whether the hook
+    does anything or not: three callbacks cost a step of two images 2% (`bnbench bench step`).
+    Raises ValueError for a part with a hook that would not be forwarded.
+    """
+    bundled = Callback()
+    for part in parts:
+        mine = {name for name in dir(Callback) if getattr(type(part), name) is not getattr(Callback, name)}
+        unknown = {name for name in mine if name.startswith("on_")} - set(HOOKS)
+        if unknown:
+            raise ValueError(f"{type(part).__name__} has {', '.join(unknown)}: add it to bundle.HOOKS")
+    for hook in HOOKS:
+        bound = [
+            getattr(part, hook) for part in parts if getattr(type(part), hook) is not getattr(Callback, hook)
+        ]
+        if bound:
+            setattr(bundled, hook, _in_turn(bound))
+    return bundled
+
+
+def _in_turn(functions: Sequence[Callable[..., Any]]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        for function in functions:
+            function(*arguments)
+
+    return call
