@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -23,6 +25,7 @@ from bnbench.config import RunConfig, from_mapping
 from bnbench.suggest import unknown
 
 CONFIG_NAME = "config"
+_BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 
 
 def config_folder() -> Path:
@@ -34,26 +37,46 @@ def config_folder() -> Path:
     raise ValueError(f"no conf/ beside or inside {package}: the installation is damaged, reinstall bnbench")
 
 
-def compose_jobs(
-    overrides: Sequence[str], multirun: bool, extra_config_dir: str | None = None
-) -> list[RunConfig]:
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: its runs, and the words that make Hydra compose just those."""
+
+    runs: list[RunConfig]
+    words: list[str]
+    multirun: bool
+
+
+def read_request(overrides: Sequence[str], multirun: bool, extra_config_dir: str | None = None) -> Request:
     """Every run that the words ask for: one, or in a multirun the product of the sweeps.
 
-    Raises ValueError with one line for a mistake in any of them.
+    An experiment's own sweep over a key gives way to one on the command line. Raises ValueError with one
+    line for a mistake in any of the runs.
     """
     with _hydra(extra_config_dir) as searchpath:
         base = _compose([*searchpath, *_without_sweeps(overrides)], hydra=True)
-        swept = dict((base.hydra.sweeper.get("params") or {}).items())
-        if not multirun and base.hydra.mode != "MULTIRUN":
+        swept: dict[str, Any] = dict(base.hydra.sweeper.get("params") or {})
+        given = _parse(overrides)
+        if not multirun and base.hydra.mode != RunMode.MULTIRUN:
             if swept:
                 raise ValueError(f"this experiment sweeps {', '.join(swept)}: add -m to run all of it")
-            for override in _parse(overrides):
+            for override in given:
                 if override.is_sweep_override():
                     raise ValueError(f"{override.input_line} gives several values: add -m to sweep over them")
-            return [check(_compose([*searchpath, *overrides]))]
-        words = [f"{key}={value}" for key, value in swept.items()] + list(overrides)
-        batches = BasicSweeper.split_arguments(_parse(words), max_batch_size=None)
-        return [check(_compose([*searchpath, *job])) for batch in batches for job in batch]
+            return Request([check(_compose([*searchpath, *overrides]))], list(overrides), False)
+        if base.hydra.sweeper._target_ != _BASIC_SWEEPER:  # it alone knows which values it will try
+            return Request([check(base)], list(overrides), True)
+        chosen = {override.key_or_group for override in given}
+        words = [f"{key}={value}" for key, value in swept.items() if key not in chosen] + list(overrides)
+        jobs = [
+            job for batch in BasicSweeper.split_arguments(_parse(words), max_batch_size=None) for job in batch
+        ]
+        runs = [check(_compose([*searchpath, *job])) for job in jobs]
+        return Request(runs, ["hydra.sweeper.params=null", *words], True)
+
+
+def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> list[RunConfig]:
+    """The runs of `read_request`."""
+    return read_request(overrides, multirun).runs
 
 
 def check(config: DictConfig) -> RunConfig:

@@ -133,7 +133,7 @@ class OptimConfig:
     name: str
     lr: float
     lr_rule: str
-    base_batch: int
+    base_batch: int | None
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -147,6 +147,11 @@ class OptimConfig:
         _positive("optim.base_batch", self.base_batch)
         _positive("optim.weight_decay", self.weight_decay, inclusive=True)
         _positive("optim.warmup_epochs", self.warmup_epochs, inclusive=True)
+        if self.lr_rule != "none" and self.base_batch is None:
+            raise ValueError(
+                f"optim.lr_rule={self.lr_rule} scales optim.lr by global_batch / optim.base_batch: "
+                "give optim.base_batch, the global batch that optim.lr is meant for"
+            )
         if not 0 <= self.momentum < 1:
             raise ValueError(f"optim.momentum={self.momentum} must lie in [0, 1)")
         if self.nesterov and self.momentum == 0:
@@ -154,8 +159,19 @@ class OptimConfig:
 
     def peak_lr(self, global_batch: int) -> float:
         """The learning rate after warmup, by the stated rule in the global batch."""
+        if self.base_batch is None or self.lr_rule == "none":
+            return self.lr
         ratio = global_batch / self.base_batch
-        return self.lr * {"none": 1.0, "linear": ratio, "sqrt": ratio**0.5}[self.lr_rule]
+        return self.lr * {"linear": ratio, "sqrt": ratio**0.5}[self.lr_rule]
+
+    def ignored(self) -> dict[str, Any]:
+        """The settings given here that this recipe does not read."""
+        unread = self.lr_rule == "none" and self.base_batch is not None
+        return {"base_batch": self.base_batch} if unread else {}
+
+    def without_ignored(self) -> OptimConfig:
+        nothing: dict[str, Any] = dict.fromkeys(self.ignored())
+        return dataclasses.replace(self, **nothing)
 
 
 @dataclass(frozen=True)
@@ -259,10 +275,11 @@ class RunConfig:
 
     def ignored(self) -> dict[str, Any]:
         """Settings of this run that nothing would read."""
-        return {f"norm.{key}": value for key, value in self.norm.ignored().items()}
+        norm = {f"norm.{key}": value for key, value in self.norm.ignored().items()}
+        return norm | {f"optim.{key}": value for key, value in self.optim.ignored().items()}
 
     def without_ignored(self) -> RunConfig:
-        return dataclasses.replace(self, norm=self.norm.without_ignored())
+        return dataclasses.replace(self, norm=self.norm.without_ignored(), optim=self.optim.without_ignored())
 
     def identity(self) -> dict[str, Any]:
         """What defines this run; two runs with equal identities are the same measurement."""

@@ -49,7 +49,7 @@ def check_world(place: Place | None, devices: int, num_nodes: int) -> None:
         if num_nodes > 1:
             raise ValueError(
                 f"trainer.num_nodes={num_nodes}: one process cannot start ranks on other nodes; start bnbench "
-                f"on each of them with torchrun or srun (slurm/), or set trainer.num_nodes=1"
+                "on each of them with torchrun or srun, or set trainer.num_nodes=1"
             )
     elif (place.nodes, place.local_size) != (num_nodes, devices):
         raise ValueError(

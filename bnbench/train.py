@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bnbench.config import RunConfig
 from bnbench.launch import check_world, place_given, speaks
 from bnbench.records import RECORD, read_record
 from bnbench.sweep.plan import Plan, plan_single, plan_sweep
+
+if TYPE_CHECKING:
+    from bnbench.sweep.pool import Outcome
 
 HYDRAS_OWN = ("cfg", "info", "hydra_help", "shell_completion", "version", "package", "resolve")
 
@@ -21,7 +24,7 @@ class Application:
     """Hydra's task function; its launcher calls `sweep`. Keeps what came of each run for the last words."""
 
     def __init__(self) -> None:
-        self.outcomes: list[Any] = []
+        self.outcomes: list[Outcome] = []
         self.plan: Plan | None = None
 
     def __call__(self, config: Any) -> None:
@@ -50,24 +53,30 @@ def main(argv: Sequence[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from bnbench.compose import CONFIG_NAME, check_output, compose_jobs, config_folder
+    from bnbench.compose import CONFIG_NAME, check_output, config_folder, read_request
 
     arguments = get_args_parser().parse_args(list(argv))
     application = Application()
     run_hydra = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)
+    words, multirun = list(argv), arguments.multirun
     if not any(getattr(arguments, name, None) for name in HYDRAS_OWN):
-        jobs = compose_jobs(arguments.overrides, arguments.multirun, arguments.config_dir)
-        plan = plan_sweep(jobs) if arguments.multirun else plan_single(jobs[0])
-        for job in plan.runs:
-            check_world(place_given(), job.trainer.devices, job.trainer.num_nodes)
-            check_output(job.dir)
-        _announce(plan, arguments.multirun)
-    before, sys.argv = sys.argv, ["bnbench train", *argv]
+        request = read_request(arguments.overrides, multirun, arguments.config_dir)
+        multirun = request.multirun
+        plan = plan_sweep(request.runs) if multirun else plan_single(request.runs[0])
+        for run in plan.runs:
+            check_world(place_given(), run.trainer.devices, run.trainer.num_nodes)
+            check_output(run.dir)
+        _announce(plan, multirun)
+        options = [word for word in argv if word not in arguments.overrides]
+        words = [*options, *request.words]
+    before, sys.argv = sys.argv, ["bnbench train", *words]
     try:
         run_hydra(application)()
     finally:
         sys.argv = before
-    return 0 if application.plan is None else _last_words(application, arguments.multirun)
+    if application.plan is None:
+        return 0
+    return _last_words(application.plan, application.outcomes, arguments.overrides if multirun else None)
 
 
 def _announce(plan: Plan, multirun: bool) -> None:
@@ -83,44 +92,43 @@ def _announce(plan: Plan, multirun: bool) -> None:
         _say(remark)
 
 
-def _last_words(application: Application, multirun: bool) -> int:
-    plan, outcomes = application.plan, application.outcomes
-    assert plan is not None
+def _last_words(plan: Plan, outcomes: Sequence[Outcome], swept: Sequence[str] | None) -> int:
+    """What came of it, what is missing, where to go on. `swept`: the words of a sweep, None for one run."""
     if not speaks(place_given()):
         return _exit_code(outcomes)
     for problem in dict.fromkeys(o.error for o in outcomes if o.status == "refused"):
-        runs = [o.config.run_name for o in outcomes if o.status == "refused" and o.error == problem]
-        which = f" ({len(runs)} of {len(plan.runs)} runs did not start)" if multirun else ""
+        count = sum(o.status == "refused" and o.error == problem for o in outcomes)
+        which = "" if swept is None else f" ({count} of {len(plan.runs)} runs did not start)"
         print(f"bnbench train: {problem}{which}", file=sys.stderr)
-    recorded = [run for run in plan.runs if (run.folder / RECORD).exists()]
     broken = [o for o in outcomes if o.status in ("failed", "oom")]
     for outcome in broken:
         last = (outcome.error or "").strip().splitlines()[-1:]
         print(f"bnbench train: {outcome.config.run_name}: {outcome.status}: {''.join(last)}", file=sys.stderr)
     if broken:
         _say("The same command again trains only what is missing; the tracebacks are in the records.")
-    if recorded and multirun:
-        _show_report(plan)
+    recorded = [run for run in plan.runs if (run.folder / RECORD).exists()]
+    if recorded and swept is not None:
+        _show_report(recorded[0], swept)
     elif recorded:
         _say(f"record: {recorded[0].folder / RECORD}")
         _say(f"next:   bnbench report {recorded[0].dir}")
     return _exit_code(outcomes)
 
 
-def _show_report(plan: Plan) -> None:
-    """The reading half's table and page for this sweep's folder, then where to go from here."""
+def _show_report(run: RunConfig, words: Sequence[str]) -> None:
+    """The reading half's table and page for a sweep's folder, then where to go from here."""
     from bnbench import report
 
-    folder = plan.runs[0].dir
-    report.main([folder])
-    # The words that would run the study again, without its folder's name.
-    words = " ".join(word for word in sys.argv[2:] if not word.startswith(("name=", "dir=", "seed=")))
-    name = plan.runs[0].name
-    _say("")
-    _say("Next:")
-    _say(f"  bnbench train {words} name={name}-5 seed=0,1,2,3,4       # two more seeds: narrower intervals")
-    _say(f"  bnbench train {words} name={name}-mine data=image_folder data.root=FOLDER  # your images")
-    _say(f"  wandb sync {folder}/*/wandb/offline-run-*              # see the curves on W&B (needs a login)")
+    report.main([run.dir])
+    again = "bnbench train -m " + " ".join(word for word in words if not word.startswith("seed="))
+    other = " ".join(word for word in again.split() if not word.startswith(("name=", "dir=", "data")))
+    _say("\nNext:")
+    _say(f"  {again} seed=range(5)\n      narrower intervals: what is finished is kept, only new seeds train")
+    _say(
+        f"  {other} data=image_folder data.root=FOLDER name=my-images\n      the same study on your own images"
+    )
+    if run.logger.mode == "offline" and run.logger.name == "wandb":
+        _say(f"  wandb sync {run.dir}/*/wandb/offline-run-*\n      the curves on W&B (after wandb login)")
 
 
 def _status(config: RunConfig) -> str:
@@ -130,7 +138,7 @@ def _status(config: RunConfig) -> str:
         return "refused"
 
 
-def _exit_code(outcomes: Sequence[Any]) -> int:
+def _exit_code(outcomes: Sequence[Outcome]) -> int:
     statuses = {outcome.status for outcome in outcomes}
     if "refused" in statuses:
         return 2

@@ -28,14 +28,20 @@ class Plan:
 def plan_single(config: RunConfig) -> Plan:
     """One run. ValueError if a setting would be ignored: what is asked must be what is done."""
     for key, value in config.ignored().items():
+        reader, way_out = _reader(key, config), "leave it out, or choose linear or sqrt"
         if key == "norm.batch_size" and config.norm.name == "syncbn":
             way_out = "syncbn spans the global batch; use norm=bn to choose its NBS"
         elif key == "norm.batch_size":
             way_out = f"{config.norm.name} shares no statistics between images and has no NBS; leave it out"
-        else:
+        elif key.startswith("norm."):
             way_out = f"{config.norm.name} reads {', '.join(config.norm.info.uses)}; leave it out"
-        raise ValueError(f"{key}={value} would be ignored by norm={config.norm.name}: {way_out}")
+        raise ValueError(f"{key}={value} would be ignored by {reader}: {way_out}")
     return _split([config], [])
+
+
+def _reader(key: str, config: RunConfig) -> str:
+    """The setting whose choice makes `key` meaningless."""
+    return f"norm={config.norm.name}" if key.startswith("norm.") else f"optim.lr_rule={config.optim.lr_rule}"
 
 
 def plan_sweep(asked: Sequence[RunConfig]) -> Plan:
@@ -46,8 +52,8 @@ def plan_sweep(asked: Sequence[RunConfig]) -> Plan:
         distinct.setdefault(digest(bare.identity(), 64), bare)
     remarks = []
     if len(distinct) < len(asked):
-        ignored = sorted({(key, c.norm.name) for c in asked for key in c.ignored()})
-        reasons = [f"norm={norm} does not read {key}" for key, norm in ignored]
+        ignored = sorted({(key, _reader(key, c)) for c in asked for key in c.ignored()})
+        reasons = [f"{reader} does not read {key}" for key, reader in ignored]
         remarks.append(
             f"{len(asked)} combinations are {len(distinct)} distinct runs"
             + (f": {'; '.join(reasons)}" if reasons else "")
