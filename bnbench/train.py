@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbench.config import RunConfig
@@ -76,7 +77,20 @@ def main(argv: Sequence[str]) -> int:
         sys.argv = before
     if application.plan is None:
         return 0
+    if multirun and speaks(place_given()):
+        _tidy(Path(application.plan.runs[0].dir))
     return _last_words(application.plan, application.outcomes, arguments.overrides if multirun else None)
+
+
+def _tidy(folder: Path) -> None:
+    """Leave no sweep folder in which nothing ran: Hydra makes it, with multirun.yaml, before any setup."""
+    if {path.name for path in folder.iterdir()} == {"multirun.yaml"}:
+        (folder / "multirun.yaml").unlink()
+        for empty in (folder, *folder.parents):
+            try:
+                empty.rmdir()
+            except OSError:  # something else lives there
+                break
 
 
 def _announce(plan: Plan, multirun: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,14 @@ def load_cifar10(root: str, download: bool, max_train: int | None, max_test: int
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, torch.tensor(data.targets), num_classes=10).first(limit, what)
 
+    made = [folder for folder in (Path(root), *Path(root).absolute().parents) if not folder.exists()]
     try:
         if download:
-            Path(root).mkdir(parents=True, exist_ok=True)
             CIFAR10(root, train=True, download=True)
         return DataSplits(split(True, max_train, "max_train"), split(False, max_test, "max_test"))
     except (OSError, RuntimeError) as error:
+        if made:
+            shutil.rmtree(made[-1], ignore_errors=True)  # half a download is in nobody's way
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"data=cifar10 is not at data.root={root} and could not be downloaded ({reason}): put "

@@ -73,6 +73,7 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
     """
     started = time.perf_counter()
     settle(config, world)
+    _together(world, partial(_download, config, world))
     setup = _together(world, partial(set_up, config, world, cache))
     _together(world, partial(_make_folder, config, world))
     logger = start_tracking(config, config.folder) if world.leads else None
@@ -141,11 +142,13 @@ def _together(world: World, step: Callable[[], Any]) -> Any:
     return result
 
 
-def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
+def _download(config: RunConfig, world: World) -> None:
+    """One rank of each node fetches what is not there yet; the others wait for it in `_together`."""
     if config.data.download and world.place.local_rank == 0:
-        data.load(config.data)  # one rank of a node downloads; an error reaches all of them below
-    if config.data.download:
-        torch.distributed.barrier()
+        data.load(config.data)
+
+
+def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
     splits = cache.get(config.data, world.device)
     torch.manual_seed(config.seed)  # after the data, which may have drawn numbers of its own
     options = dataclasses.asdict(config.model)
