@@ -113,9 +113,10 @@ def _hydra(extra_config_dir: str | None) -> Iterator[list[str]]:
     """Hydra ready to compose; yields the overrides that add a user's own config folder."""
     if extra_config_dir is not None and not Path(extra_config_dir).is_dir():
         raise ValueError(f"--config-dir {extra_config_dir} is no folder")
-    searchpath = (
-        [f"hydra.searchpath=[file://{Path(extra_config_dir).absolute()}]"] if extra_config_dir else []
-    )
+    searchpath = []
+    if extra_config_dir is not None:
+        quoted = str(Path(extra_config_dir).absolute()).replace("'", r"\'")
+        searchpath = [f"hydra.searchpath=['file://{quoted}']"]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         yield searchpath
 

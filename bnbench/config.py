@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ STRICT = {"extra": "forbid"}  # pydantic: a key that no field reads is an error
 
 
 def _positive(key: str, value: float | None, minimum: float = 0, inclusive: bool = False) -> None:
-    if value is not None and not (value >= minimum if inclusive else value > minimum):
+    if value is None:
+        return
+    if not math.isfinite(value) or not (value >= minimum if inclusive else value > minimum):
         rule = "at least" if inclusive else "above"
-        raise ValueError(f"{key}={value} must be {rule} {minimum}")
+        raise ValueError(f"{key}={value} must be a finite number {rule} {minimum}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         catalog.check_known("norm", self.name, catalog.NORMS)
+        for key in self.info.uses:
+            if key != "batch_size" and getattr(self, key) is None:  # NBS alone has a default to derive
+                raise ValueError(
+                    f"norm.{key} has no value, and norm={self.name} needs one: give norm.{key}=..."
+                )
         if self.statistics is not None:
             catalog.check_known("norm.statistics", self.statistics, catalog.STATISTICS_POLICIES)
         if self.momentum is not None and not 0 < self.momentum <= 1:
@@ -95,10 +103,19 @@ class DataConfig:
         catalog.check_known("data.augment", self.augment, catalog.AUGMENTATIONS)
         for key in ("image_size", "max_train", "max_test"):
             _positive(f"data.{key}", getattr(self, key))
-        if min(self.std) <= 0:
-            raise ValueError(f"data.std={list(self.std)} must be positive in every channel")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ValueError(
+                f"data.mean={list(self.mean)}, data.std={list(self.std)}: three finite numbers each, "
+                "the deviations positive"
+            )
+        needed = {"image_folder": ("root", "image_size"), "cifar10": ("root",)}.get(self.name, ())
+        for key in needed:
+            if getattr(self, key) is None:
+                raise ValueError(
+                    f"data.{key} has no value, and data={self.name} needs one: give data.{key}=..."
+                )
         if self.name == "image_folder":
-            assert self.root is not None and self.image_size is not None
+            assert self.root is not None
             for split in ("train", "test"):
                 if not (Path(self.root) / split).is_dir():
                     raise ValueError(
@@ -231,7 +248,8 @@ class RunConfig:
             raise ValueError(
                 f"name={self.name!r} names a folder and a W&B group: use letters, digits, - and _"
             )
-        _positive("seed", self.seed, inclusive=True)
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
         _positive("epochs", self.epochs)
         _positive("global_batch", self.global_batch)
         world = self.trainer.world_size
@@ -247,7 +265,7 @@ class RunConfig:
             raise ValueError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs} is longer than epochs={self.epochs}: lower it"
             )
-        assert self.span  # raises where the NBS cannot be reached
+        _ = self.span  # raises where the NBS cannot be reached
 
     @property
     def per_device_batch(self) -> int:
@@ -292,7 +310,7 @@ class RunConfig:
             "global_batch": self.global_batch,
             "world_size": self.trainer.world_size,
             "data": self.data.identity(),
-            "recipe": {"epochs": self.epochs, **dataclasses.asdict(self.optim)},
+            "recipe": {"epochs": self.epochs, **dataclasses.asdict(self.optim.without_ignored())},
             "precision": self.trainer.precision,
             "seed": self.seed,
         }

@@ -33,10 +33,10 @@ def place_given(env: Mapping[str, str] = os.environ) -> Place | None:
     if all(key in env for key in TORCHRUN):
         rank, size, local_rank, local_size = (int(env[key]) for key in TORCHRUN[:4])
         return Place(rank, size, local_rank, local_size, "torchrun")
-    # A batch script's own shell has no step tasks; an interactive step is one process at a prompt.
-    interactive = env.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env and not interactive:
-        size = int(env["SLURM_STEP_NUM_TASKS"])
+    # A batch script's own shell has no step tasks; a step of one task by that name is somebody's prompt.
+    size = int(env.get("SLURM_STEP_NUM_TASKS", "0"))
+    prompt = size == 1 and env.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if "SLURM_PROCID" in env and size and not prompt:
         nodes = int(env.get("SLURM_STEP_NUM_NODES", "1"))
         local_rank = int(env.get("SLURM_LOCALID", "0"))
         return Place(int(env["SLURM_PROCID"]), size, local_rank, size // nodes, "srun")
@@ -51,7 +51,7 @@ def check_world(place: Place | None, devices: int, num_nodes: int) -> None:
                 f"trainer.num_nodes={num_nodes}: one process cannot start ranks on other nodes; start bnbench "
                 "on each of them with torchrun or srun, or set trainer.num_nodes=1"
             )
-    elif (place.nodes, place.local_size) != (num_nodes, devices):
+    elif place.size != devices * num_nodes or place.local_size != devices:
         raise ValueError(
             f"{place.origin} started {place.size} rank(s), {place.local_size} on each of {place.nodes} node(s), "
             f"but the run asks for trainer.devices={devices} x trainer.num_nodes={num_nodes}: set "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from .images import DataSplits, ImageSet
 
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 MAX_BYTES = 16 * 2**30  # decoded; larger sets want streaming, which this loader is not
 
 
@@ -48,13 +48,23 @@ def load_cifar10(root: str, download: bool, max_train: int | None, max_test: int
             CIFAR10(root, train=True, download=True)
         return DataSplits(split(True, max_train, "max_train"), split(False, max_test, "max_test"))
     except (OSError, RuntimeError) as error:
-        if made:
-            shutil.rmtree(made[-1], ignore_errors=True)  # half a download is in nobody's way
+        _remove_download(Path(root), made)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"data=cifar10 is not at data.root={root} and could not be downloaded ({reason}): put "
             "cifar-10-batches-py there, or use data=image_folder or data=digits"
         ) from None
+
+
+def _remove_download(root: Path, made: list[Path]) -> None:
+    """Take back half a download and the folders made for it, innermost first, as far as they are empty."""
+    if made:
+        (root / CIFAR10_ARCHIVE).unlink(missing_ok=True)
+    for folder in made:
+        try:
+            folder.rmdir()
+        except OSError:  # somebody else's files
+            return
 
 
 def _files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
@@ -85,11 +95,14 @@ def _decode(files: list[tuple[Path, int]], size: int, num_classes: int) -> Image
     for place, (path, _) in enumerate(files):
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):  # conversion to RGB would clip, not scale
+                    raise ValueError(f"its pixels are deeper than 8 bits, mode {image.mode}")
                 rgb = image.convert("RGB")
                 if rgb.size != (size, size):
                     rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
                 pixels[place] = np.asarray(rgb)
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken files
+        # Pillow's decoders raise more than OSError for a broken file.
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} does not decode ({error}): replace or remove it") from None
     labels = torch.tensor([label for _, label in files])
     return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels, num_classes)
