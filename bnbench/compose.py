@@ -5,7 +5,6 @@ Hydra's errors are turned into one line with the known names; no folder is made.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +43,7 @@ class Request:
     runs: list[RunConfig]
     words: list[str]
     multirun: bool
+    sweep_dir: str  # where Hydra puts multirun.yaml
 
 
 def read_request(overrides: Sequence[str], multirun: bool, extra_config_dir: str | None = None) -> Request:
@@ -56,22 +56,27 @@ def read_request(overrides: Sequence[str], multirun: bool, extra_config_dir: str
         base = _compose([*searchpath, *_without_sweeps(overrides)], hydra=True)
         swept: dict[str, Any] = dict(base.hydra.sweeper.get("params") or {})
         given = _parse(overrides)
+        for override in given:
+            if override.key_or_group in _group_names() and isinstance(override.value(), list):
+                raise ValueError(
+                    f"{override.input_line}: a run has one {override.key_or_group}; a sweep is a,b with -m"
+                )
         if not multirun and base.hydra.mode != RunMode.MULTIRUN:
             if swept:
                 raise ValueError(f"this experiment sweeps {', '.join(swept)}: add -m to run all of it")
             for override in given:
                 if override.is_sweep_override():
                     raise ValueError(f"{override.input_line} gives several values: add -m to sweep over them")
-            return Request([check(_compose([*searchpath, *overrides]))], list(overrides), False)
+            return Request([check(_compose([*searchpath, *overrides]))], list(overrides), False, base.dir)
         if base.hydra.sweeper._target_ != _BASIC_SWEEPER:  # it alone knows which values it will try
-            return Request([check(base)], list(overrides), True)
+            return Request([check(base)], list(overrides), True, base.dir)
         chosen = {override.key_or_group for override in given}
         words = [f"{key}={value}" for key, value in swept.items() if key not in chosen] + list(overrides)
         jobs = [
             job for batch in BasicSweeper.split_arguments(_parse(words), max_batch_size=None) for job in batch
         ]
         runs = [check(_compose([*searchpath, *job])) for job in jobs]
-        return Request(runs, ["hydra.sweeper.params=null", *words], True)
+        return Request(runs, ["hydra.sweeper.params=null", *words], True, base.dir)
 
 
 def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> list[RunConfig]:
@@ -94,20 +99,6 @@ def check(config: DictConfig) -> RunConfig:
     return from_mapping({str(key): value for key, value in values.items()})
 
 
-def check_output(folder: str) -> None:
-    """Raise ValueError if run folders cannot be made below `folder`."""
-    path = Path(folder)
-    for ancestor in (path, *path.absolute().parents):
-        if ancestor.exists() or ancestor.is_symlink():
-            if not ancestor.is_dir():
-                raise ValueError(
-                    f"dir={folder}: {ancestor} is a file in the way: remove it or choose another dir"
-                )
-            if not os.access(ancestor, os.W_OK | os.X_OK):
-                raise ValueError(f"dir={folder}: {ancestor} is not writable: choose another dir=...")
-            return
-
-
 @contextmanager
 def _hydra(extra_config_dir: str | None) -> Iterator[list[str]]:
     """Hydra ready to compose; yields the overrides that add a user's own config folder."""
@@ -122,13 +113,15 @@ def _hydra(extra_config_dir: str | None) -> Iterator[list[str]]:
 
 
 def _parse(words: Sequence[str]) -> list[Any]:
-    try:
-        return OverridesParser.create().parse_overrides(list(words))
-    except HydraException as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise ValueError(
-            f"{lines[0]} (the form is key=value; quote values with special characters)"
-        ) from None
+    parser, parsed = OverridesParser.create(), []
+    for word in words:
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException:
+            raise ValueError(
+                f"cannot read {word!r}: the form is key=value, with quotes round a value that has special characters"
+            ) from None
+    return parsed
 
 
 def _without_sweeps(words: Sequence[str]) -> list[str]:

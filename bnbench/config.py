@@ -11,6 +11,7 @@ import functools
 import hashlib
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ from bnbench import catalog
 from bnbench.records import digest
 from bnbench.span import DEVICE, Span, span_of
 
-STRICT = {"extra": "forbid"}  # pydantic: a key that no field reads is an error
+# pydantic: a key that no field reads is an error; a folder may be named 2024.
+STRICT: dict[str, Any] = {"extra": "forbid", "coerce_numbers_to_str": True}
 
 
 def _positive(key: str, value: float | None, minimum: float = 0, inclusive: bool = False) -> None:
@@ -108,12 +110,15 @@ class DataConfig:
                 f"data.mean={list(self.mean)}, data.std={list(self.std)}: three finite numbers each, "
                 "the deviations positive"
             )
-        needed = {"image_folder": ("root", "image_size"), "cifar10": ("root",)}.get(self.name, ())
-        for key in needed:
-            if getattr(self, key) is None:
+        reads = {"image_folder": ("root", "image_size"), "cifar10": ("root",)}.get(self.name, ())
+        for key in ("root", "image_size"):
+            value = getattr(self, key)
+            if key in reads and value is None:
                 raise ValueError(
                     f"data.{key} has no value, and data={self.name} needs one: give data.{key}=..."
                 )
+            if key not in reads and value is not None:
+                raise ValueError(f"data.{key}={value} would be ignored by data={self.name}: leave it out")
         if self.name == "image_folder":
             assert self.root is not None
             for split in ("train", "test"):
@@ -244,9 +249,9 @@ class RunConfig:
     logger: LoggerConfig
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name or self.name.strip() != self.name:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
             raise ValueError(
-                f"name={self.name!r} names a folder and a W&B group: use letters, digits, - and _"
+                f"name={self.name!r} names a folder and a W&B group: use letters, digits, -, _ and . (not first)"
             )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
@@ -342,7 +347,8 @@ def _first_line(error: Any) -> str:
         return str(rule)
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "unexpected_keyword_argument":
-        return f"{key} is read by nothing with this choice of {error['loc'][0]}: remove it"
+        choice = f" with this choice of {error['loc'][0]}" if len(error["loc"]) > 1 else ""
+        return f"{key} is read by nothing{choice}: remove it"
     if error["type"] == "missing":
         return f"{key} is missing: every run needs it"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

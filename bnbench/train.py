@@ -5,12 +5,14 @@ compose + check -> plan -> world -> (training.run on every rank) -> what came of
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbench.config import RunConfig
+from bnbench.folders import check_output, missing, remove_empty
 from bnbench.launch import check_world, place_given, speaks
 from bnbench.records import RECORD, read_record
 from bnbench.sweep.plan import Plan, plan_single, plan_sweep
@@ -18,6 +20,7 @@ from bnbench.sweep.plan import Plan, plan_single, plan_sweep
 if TYPE_CHECKING:
     from bnbench.sweep.pool import Outcome
 
+MULTIRUN = "multirun.yaml"
 HYDRAS_OWN = ("cfg", "info", "hydra_help", "shell_completion", "version", "package", "resolve")
 
 
@@ -54,12 +57,13 @@ def main(argv: Sequence[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from bnbench.compose import CONFIG_NAME, check_output, config_folder, read_request
+    from bnbench.compose import CONFIG_NAME, config_folder, read_request
 
     arguments = get_args_parser().parse_args(list(argv))
     application = Application()
     run_hydra = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)
     words, multirun = list(argv), arguments.multirun
+    made: list[Path] = []
     if not any(getattr(arguments, name, None) for name in HYDRAS_OWN):
         request = read_request(arguments.overrides, multirun, arguments.config_dir)
         multirun = request.multirun
@@ -68,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
             check_world(place_given(), run.trainer.devices, run.trainer.num_nodes)
             check_output(run.dir)
         _announce(plan, multirun)
+        made = missing(Path(request.sweep_dir))
         options = [word for word in argv if word not in arguments.overrides]
         words = [*options, *request.words]
     before, sys.argv = sys.argv, ["bnbench train", *words]
@@ -75,22 +80,12 @@ def main(argv: Sequence[str]) -> int:
         run_hydra(application)()
     finally:
         sys.argv = before
+        if made and {path.name for path in made[0].glob("*")} == {MULTIRUN}:
+            (made[0] / MULTIRUN).unlink()  # Hydra wrote it before any setup, and nothing ran
+            remove_empty(made)
     if application.plan is None:
         return 0
-    if multirun and speaks(place_given()):
-        _tidy(Path(application.plan.runs[0].dir))
     return _last_words(application.plan, application.outcomes, arguments.overrides if multirun else None)
-
-
-def _tidy(folder: Path) -> None:
-    """Leave no sweep folder in which nothing ran: Hydra makes it, with multirun.yaml, before any setup."""
-    if {path.name for path in folder.iterdir()} == {"multirun.yaml"}:
-        (folder / "multirun.yaml").unlink()
-        for empty in (folder, *folder.parents):
-            try:
-                empty.rmdir()
-            except OSError:  # something else lives there
-                break
 
 
 def _announce(plan: Plan, multirun: bool) -> None:
@@ -122,27 +117,36 @@ def _last_words(plan: Plan, outcomes: Sequence[Outcome], swept: Sequence[str] | 
         _say("The same command again trains only what is missing; the tracebacks are in the records.")
     recorded = [run for run in plan.runs if (run.folder / RECORD).exists()]
     if recorded and swept is not None:
-        _show_report(recorded[0], swept)
+        _show_report(recorded, swept)
     elif recorded:
         _say(f"record: {recorded[0].folder / RECORD}")
-        _say(f"next:   bnbench report {recorded[0].dir}")
+        _say(f"next:   bnbench report {shlex.quote(recorded[0].dir)}")
     return _exit_code(outcomes)
 
 
-def _show_report(run: RunConfig, words: Sequence[str]) -> None:
-    """The reading half's table and page for a sweep's folder, then where to go from here."""
+def _show_report(runs: Sequence[RunConfig], words: Sequence[str]) -> None:
+    """The reading half's table and page for a sweep's folders, then where to go from here."""
     from bnbench import report
 
-    report.main([run.dir])
-    again = "bnbench train -m " + " ".join(word for word in words if not word.startswith("seed="))
-    other = " ".join(word for word in again.split() if not word.startswith(("name=", "dir=", "data")))
+    folders = list(dict.fromkeys(run.dir for run in runs))
+    report.main(folders)
+    same = [word for word in words if not word.startswith("seed=")]
+    other = [word for word in same if not word.startswith(("name=", "dir=", "data"))]
     _say("\nNext:")
-    _say(f"  {again} seed=range(5)\n      narrower intervals: what is finished is kept, only new seeds train")
     _say(
-        f"  {other} data=image_folder data.root=FOLDER name=my-images\n      the same study on your own images"
+        f"  {_command(same)} seed=0,1,2,3,4\n      narrower intervals: what is finished is kept, only new seeds train"
     )
-    if run.logger.mode == "offline" and run.logger.name == "wandb":
-        _say(f"  wandb sync {run.dir}/*/wandb/offline-run-*\n      the curves on W&B (after wandb login)")
+    _say(
+        f"  {_command(other)} data=image_folder data.root=FOLDER name=my-images\n      the same on your own images"
+    )
+    if runs[0].logger.name == "wandb" and runs[0].logger.mode == "offline":
+        _say(
+            f"  wandb sync {shlex.quote(folders[0])}/*/wandb/offline-run-*\n      the curves on W&B (after wandb login)"
+        )
+
+
+def _command(words: Sequence[str]) -> str:
+    return shlex.join(["bnbench", "train", "-m", *words])
 
 
 def _status(config: RunConfig) -> str:

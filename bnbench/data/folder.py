@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bnbench.folders import missing, remove_empty
+
 from .images import DataSplits, ImageSet
 
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
@@ -42,29 +44,21 @@ def load_cifar10(root: str, download: bool, max_train: int | None, max_test: int
         images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
         return ImageSet(images, torch.tensor(data.targets), num_classes=10).first(limit, what)
 
-    made = [folder for folder in (Path(root), *Path(root).absolute().parents) if not folder.exists()]
+    made = missing(Path(root))
     try:
         if download:
             CIFAR10(root, train=True, download=True)
         return DataSplits(split(True, max_train, "max_train"), split(False, max_test, "max_test"))
     except (OSError, RuntimeError) as error:
-        _remove_download(Path(root), made)
+        if made:
+            (Path(root) / CIFAR10_ARCHIVE).unlink(missing_ok=True)  # half of it
+            remove_empty(made)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        tried = f"could not be downloaded ({reason})" if download else "data.download=false"
         raise ValueError(
-            f"data=cifar10 is not at data.root={root} and could not be downloaded ({reason}): put "
+            f"data=cifar10 is not at data.root={root} and {tried}: put "
             "cifar-10-batches-py there, or use data=image_folder or data=digits"
         ) from None
-
-
-def _remove_download(root: Path, made: list[Path]) -> None:
-    """Take back half a download and the folders made for it, innermost first, as far as they are empty."""
-    if made:
-        (root / CIFAR10_ARCHIVE).unlink(missing_ok=True)
-    for folder in made:
-        try:
-            folder.rmdir()
-        except OSError:  # somebody else's files
-            return
 
 
 def _files(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:

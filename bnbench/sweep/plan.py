@@ -50,14 +50,13 @@ def plan_sweep(asked: Sequence[RunConfig]) -> Plan:
     for config in asked:
         bare = config.without_ignored()
         distinct.setdefault(digest(bare.identity(), 64), bare)
-    remarks = []
-    if len(distinct) < len(asked):
-        ignored = sorted({(key, _reader(key, c)) for c in asked for key in c.ignored()})
-        reasons = [f"{reader} does not read {key}" for key, reader in ignored]
-        remarks.append(
-            f"{len(asked)} combinations are {len(distinct)} distinct runs"
-            + (f": {'; '.join(reasons)}" if reasons else "")
-        )
+    ignored = sorted({(key, _reader(key, c)) for c in asked for key in c.ignored()})
+    said = (
+        [f"{len(asked)} combinations are {len(distinct)} distinct runs"] if len(distinct) < len(asked) else []
+    )
+    if ignored:
+        said.append("; ".join(f"{reader} does not read {key}" for key, reader in ignored))
+    remarks = [": ".join(said)] if said else []
     return _split(list(distinct.values()), remarks)
 
 

@@ -25,6 +25,7 @@ from bnbench.sweep.plan import Plan
 from bnbench.sweep.progress import SweepProgress
 
 PRELOAD = "bnbench.training.run"
+BROKEN = ("gone", "oom", "failed")  # what ends a world, the likelier cause first
 GRACE_SECONDS = 5.0  # for the other ranks, once one has failed
 
 
@@ -106,22 +107,23 @@ class SpawnedWorld:
                     kind, value = pipe.recv()
                 except (EOFError, OSError):
                     self._ranks[rank].join(GRACE_SECONDS)
-                    kind, value = "failed", f"rank {rank} ended with exit code {self._ranks[rank].exitcode}"
+                    kind, value = "gone", f"ended with exit code {self._ranks[rank].exitcode}"
                 if kind == "progress":
                     progress.update(value)
                     continue
                 del pending[pipe]
                 answers[rank] = (kind, value)
-                if kind in ("failed", "oom"):
+                if kind in BROKEN:
                     timeout = GRACE_SECONDS
-        broken = {rank: answer for rank, answer in answers.items() if answer[0] in ("failed", "oom")}
+        broken = {rank: answer for rank, answer in answers.items() if answer[0] in BROKEN}
         if not broken:
             status, error = answers[0]
             return Outcome(config, status, error)
         self.alive = False
-        # An out-of-memory explains the others' failures; else the lowest rank that failed speaks.
-        rank = next((r for r in broken if broken[r][0] == "oom"), min(broken))
-        status, error = broken[rank]
+        # One rank's end makes the others' collectives fail: the cause speaks, not its consequences.
+        rank = min(broken, key=lambda r: (BROKEN.index(broken[r][0]), r))
+        kind, error = broken[rank]
+        status = "oom" if kind == "oom" else "failed"
         write_failure(config, status, f"rank {rank}: {error}")
         return Outcome(config, status, error)
 

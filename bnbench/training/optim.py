@@ -11,12 +11,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from bnbench.config import OptimConfig
 
-NORM_TYPES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+NORM_TYPES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict[str, Any]]:
     """Two groups by module type, never by name: norms' own parameters, and the rest."""
-    norm = [p for m in model.modules() if isinstance(m, NORM_TYPES) for p in m.parameters(recurse=False)]
+    owned = (p for m in model.modules() if isinstance(m, NORM_TYPES) for p in m.parameters(recurse=False))
+    norm = list(dict.fromkeys(owned))  # once, should two norms share it
     known = {id(p) for p in norm}
     rest = [p for p in model.parameters() if id(p) not in known]
     groups = [

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import logging
+import math
 import os
 import statistics
 import time
@@ -90,7 +91,8 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
         fit_seconds = time.perf_counter() - fit_started
         model = setup.module.model
         merge_running_statistics(model, statistics_policy(config))
-        status: Status = "completed" if curve.diverged_at is None else "diverged"
+        diverged = _divergence(curve, history.epochs)
+        status: Status = "completed" if diverged is None else "diverged"
         if world.leads:
             record = Record(
                 schema=1,
@@ -102,7 +104,7 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
                 metrics=_metrics(history.epochs, model, status),
                 timings=_timings(history.epochs, fit_seconds, fit_started - started, len(setup.train_loader)),
                 provenance=_provenance(config, world, setup.splits),
-                error=f"loss not finite at step {curve.diverged_at}" if curve.diverged_at else None,
+                error=diverged,
                 norm_swap=setup.swap.as_dict(),
                 wandb=describe(logger),
             )
@@ -120,7 +122,6 @@ def settle(config: RunConfig, world: World) -> None:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.manual_seed(config.seed)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Its advice is for DataLoaders with worker processes; ours hold decoded images.
@@ -236,6 +237,15 @@ def build_trainer(
         use_distributed_sampler=False,  # the loaders know their rank
         sync_batchnorm=False,  # would rewrite every batch norm: the span is the subject here
     )
+
+
+def _divergence(curve: TrainingCurve, epochs: list[Epoch]) -> str | None:
+    """Where a run stopped being finite, None if it did not: in its training loss, or after its last step."""
+    if curve.diverged_at is not None:
+        return f"training loss not finite at step {curve.diverged_at}"
+    if not math.isfinite(epochs[-1].val_loss):
+        return f"validation loss not finite after step {epochs[-1].step}"
+    return None
 
 
 def _metrics(epochs: list[Epoch], model: nn.Module, status: Status) -> dict[str, Any]:

@@ -13,7 +13,6 @@ HOOKS = (
     "on_validation_start",
     "on_validation_end",
     "on_train_epoch_end",
-    "on_save_checkpoint",
 )
 
 
@@ -26,10 +25,12 @@ def bundle(parts: Sequence[Callback]) -> Callback:
     """
     bundled = Callback()
     for part in parts:
-        mine = {name for name in dir(Callback) if getattr(type(part), name) is not getattr(Callback, name)}
-        unknown = {name for name in mine if name.startswith("on_")} - set(HOOKS)
-        if unknown:
-            raise ValueError(f"{type(part).__name__} has {', '.join(unknown)}: add it to bundle.HOOKS")
+        hooks = [name for name in dir(Callback) if not name.startswith("_")]
+        mine = {name for name in hooks if getattr(type(part), name) is not getattr(Callback, name)}
+        if mine - set(HOOKS):
+            raise ValueError(
+                f"{type(part).__name__} has {', '.join(mine - set(HOOKS))}: add it to bundle.HOOKS"
+            )
     for hook in HOOKS:
         bound = [
             getattr(part, hook) for part in parts if getattr(type(part), hook) is not getattr(Callback, hook)

@@ -1,0 +1,35 @@
+"""Folders that runs are to go into: whether they can be made, and taking back what stayed empty."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def check_output(folder: str) -> None:
+    """Raise ValueError if run folders cannot be made below `folder`."""
+    path = Path(folder)
+    for ancestor in (path, *path.absolute().parents):
+        if ancestor.exists() or ancestor.is_symlink():
+            if not ancestor.is_dir():
+                raise ValueError(
+                    f"dir={folder}: {ancestor} is a file in the way: remove it or choose another dir"
+                )
+            if not os.access(ancestor, os.W_OK | os.X_OK):
+                raise ValueError(f"dir={folder}: {ancestor} is not writable: choose another dir=...")
+            return
+
+
+def missing(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist yet, innermost first."""
+    return [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first, up to the first that somebody put something into."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
