@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _is_ours(error):
             from bnbench.launch import place_given, speaks
 
-            if speaks(place_given()):
-                print(f"bnbench {verb}: {error}", file=sys.stderr)
+            if not speaks(place_given()):
+                return 0  # torchrun ends all ranks once one fails: it must be the one that tells why
+            print(f"bnbench {verb}: {error}", file=sys.stderr)
             return 2
         raise
     except KeyboardInterrupt:

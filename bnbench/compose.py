@@ -58,12 +58,12 @@ def read_request(overrides: Sequence[str], multirun: bool, extra_config_dir: str
         given = _parse(overrides)
         for override in given:
             if override.key_or_group in _group_names() and isinstance(override.value(), list):
-                raise ValueError(
-                    f"{override.input_line}: a run has one {override.key_or_group}; a sweep is a,b with -m"
-                )
+                group = override.key_or_group
+                raise ValueError(f"{override.input_line}: a run has one {group}; to sweep: -m {group}=a,b")
         if not multirun and base.hydra.mode != RunMode.MULTIRUN:
-            if swept:
-                raise ValueError(f"this experiment sweeps {', '.join(swept)}: add -m to run all of it")
+            unset = [key for key in swept if key not in {override.key_or_group for override in given}]
+            if unset:
+                raise ValueError(f"this experiment sweeps {', '.join(unset)}: add -m, or give each one value")
             for override in given:
                 if override.is_sweep_override():
                     raise ValueError(f"{override.input_line} gives several values: add -m to sweep over them")
@@ -134,6 +134,12 @@ def _compose(words: list[str], hydra: bool = False) -> DictConfig:
         return compose(CONFIG_NAME, overrides=words, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, words)) from None
+    except ValueError:  # Hydra's own, for a group set to null
+        for group, _, choice in (word.partition("=") for word in words):
+            if group in _group_names() and choice in ("null", ""):
+                known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+                raise ValueError(f"{group}={choice} chooses nothing; known: {', '.join(known)}") from None
+        raise
 
 
 def _explain(error: Exception, words: list[str]) -> str:

@@ -15,12 +15,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import pydantic
 
 from bnbench import catalog
 from bnbench.records import digest
 from bnbench.span import DEVICE, Span, span_of
 
+# Numbers are numbers: true is not 1, and "8" is not 8.
+Int = Annotated[int, pydantic.Strict()]
+Float = Annotated[float, pydantic.Strict()]
 # pydantic: a key that no field reads is an error; a folder may be named 2024.
 STRICT: dict[str, Any] = {"extra": "forbid", "coerce_numbers_to_str": True}
 
@@ -37,8 +42,8 @@ def _positive(key: str, value: float | None, minimum: float = 0, inclusive: bool
 class ModelConfig:
     __pydantic_config__ = STRICT
     name: str
-    width: int = 16
-    stem_stride: int = 1
+    width: Int = 16
+    stem_stride: Int = 1
 
     def __post_init__(self) -> None:
         catalog.check_known("model", self.name, catalog.MODELS)
@@ -50,11 +55,11 @@ class ModelConfig:
 class NormConfig:
     __pydantic_config__ = STRICT
     name: str
-    batch_size: int | None = None
+    batch_size: Int | None = None
     statistics: str | None = None
-    momentum: float | None = None
-    eps: float | None = None
-    num_groups: int | None = None
+    momentum: Float | None = None
+    eps: Float | None = None
+    num_groups: Int | None = None
 
     def __post_init__(self) -> None:
         catalog.check_known("norm", self.name, catalog.NORMS)
@@ -93,12 +98,12 @@ class DataConfig:
     name: str
     augment: str = "none"
     root: str | None = None
-    image_size: int | None = None
+    image_size: Int | None = None
     download: bool = False
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
-    max_train: int | None = None
-    max_test: int | None = None
+    max_train: Int | None = None
+    max_test: Int | None = None
 
     def __post_init__(self) -> None:
         catalog.check_known("data", self.name, catalog.DATASETS)
@@ -153,14 +158,14 @@ def _listing_digest(root: str) -> str:
 class OptimConfig:
     __pydantic_config__ = STRICT
     name: str
-    lr: float
+    lr: Float
     lr_rule: str
-    base_batch: int | None
-    momentum: float
+    base_batch: Int | None
+    momentum: Float
     nesterov: bool
-    weight_decay: float
+    weight_decay: Float
     decay_norm: bool
-    warmup_epochs: float
+    warmup_epochs: Float
 
     def __post_init__(self) -> None:
         catalog.check_known("optim", self.name, ("sgd",))
@@ -200,11 +205,11 @@ class OptimConfig:
 class TrainerConfig:
     __pydantic_config__ = STRICT
     accelerator: str
-    devices: int
-    num_nodes: int
+    devices: Int
+    num_nodes: Int
     precision: str
-    threads: int | None
-    log_every: int
+    threads: Int | None
+    log_every: Int
     save_weights: bool
 
     def __post_init__(self) -> None:
@@ -228,7 +233,9 @@ class LoggerConfig:
 
     def __post_init__(self) -> None:
         catalog.check_known("logger", self.name, ("wandb", "none"))
-        catalog.check_known("logger.mode", self.mode, ("offline", "online", "disabled"))
+        catalog.check_known(
+            "logger.mode (which follows WANDB_MODE)", self.mode, ("offline", "online", "disabled")
+        )
 
 
 @dataclass(frozen=True)
@@ -238,9 +245,9 @@ class RunConfig:
     __pydantic_config__ = STRICT
     name: str
     dir: str
-    seed: int
-    epochs: int
-    global_batch: int
+    seed: Int
+    epochs: Int
+    global_batch: Int
     model: ModelConfig
     norm: NormConfig
     data: DataConfig
@@ -333,8 +340,6 @@ class RunConfig:
 
 def from_mapping(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from composed values; ValueError with one line if one is of the wrong type or rule."""
-    import pydantic
-
     try:
         return pydantic.TypeAdapter(RunConfig).validate_python(dict(values))
     except pydantic.ValidationError as error:

@@ -5,11 +5,12 @@ compose + check -> plan -> world -> (training.run on every rank) -> what came of
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bnbench.config import RunConfig
 from bnbench.folders import check_output, missing, remove_empty
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
     from bnbench.compose import CONFIG_NAME, config_folder, read_request
 
-    arguments = get_args_parser().parse_args(list(argv))
+    arguments = _parse(get_args_parser(), argv)
     application = Application()
     run_hydra = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)
     words, multirun = list(argv), arguments.multirun
@@ -88,6 +89,16 @@ def main(argv: Sequence[str]) -> int:
     return _last_words(application.plan, application.outcomes, arguments.overrides if multirun else None)
 
 
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Hydra's options, which may stand anywhere among the overrides."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message} (see bnbench train --help and --hydra-help)")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(list(argv))
+
+
 def _announce(plan: Plan, multirun: bool) -> None:
     if not speaks(place_given()):
         return
@@ -104,7 +115,7 @@ def _announce(plan: Plan, multirun: bool) -> None:
 def _last_words(plan: Plan, outcomes: Sequence[Outcome], swept: Sequence[str] | None) -> int:
     """What came of it, what is missing, where to go on. `swept`: the words of a sweep, None for one run."""
     if not speaks(place_given()):
-        return _exit_code(outcomes)
+        return 0  # the first rank has the same outcomes, and torchrun would cut off what it tells
     for problem in dict.fromkeys(o.error for o in outcomes if o.status == "refused"):
         count = sum(o.status == "refused" and o.error == problem for o in outcomes)
         which = "" if swept is None else f" ({count} of {len(plan.runs)} runs did not start)"
@@ -140,9 +151,8 @@ def _show_report(runs: Sequence[RunConfig], words: Sequence[str]) -> None:
         f"  {_command(other)} data=image_folder data.root=FOLDER name=my-images\n      the same on your own images"
     )
     if runs[0].logger.name == "wandb" and runs[0].logger.mode == "offline":
-        _say(
-            f"  wandb sync {shlex.quote(folders[0])}/*/wandb/offline-run-*\n      the curves on W&B (after wandb login)"
-        )
+        files = f"{shlex.quote(folders[0])}/*/wandb/offline-run-*"
+        _say(f"  wandb sync {files}\n      the curves on W&B (after wandb login)")
 
 
 def _command(words: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[A
             for rank, pipe in enumerate(pipes):
                 assert pipe.poll(SECONDS), f"rank {rank} of {size} gave no answer in {SECONDS} s"
                 results.append(pickle.loads(pipe.recv_bytes()))
-            for rank, (value, error) in enumerate(results):
+            for rank, (_value, error) in enumerate(results):
                 assert error is None, f"rank {rank}: {error}"
             return [value for value, _ in results]
         finally:

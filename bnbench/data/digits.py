@@ -8,6 +8,7 @@ the same on every machine of one torch version; the record holds its digest.
 from __future__ import annotations
 
 import torch
+from sklearn import datasets  # at the top: the ranks' server imports it once for all of them
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,8 +22,6 @@ SPLIT_SEED, TRAIN_SEED, TEST_SEED = 0, 1, 2  # the data's own: a run's seed does
 
 def load_digits() -> DataSplits:
     """10,376 training and 2,000 test images of 16x16, one channel repeated to three."""
-    from sklearn import datasets
-
     digits = datasets.load_digits()
     images = torch.from_numpy(digits.images).float() / 16
     labels = torch.from_numpy(digits.target).long()

@@ -24,7 +24,7 @@ from bnbench.records import Record, digest, write_record
 from bnbench.sweep.plan import Plan
 from bnbench.sweep.progress import SweepProgress
 
-PRELOAD = "bnbench.training.run"
+PRELOAD = ["bnbench.sweep.quiet", "bnbench.training.run"]
 BROKEN = ("gone", "oom", "failed")  # what ends a world, the likelier cause first
 GRACE_SECONDS = 5.0  # for the other ranks, once one has failed
 
@@ -68,10 +68,18 @@ class SpawnedWorld:
         self.trainer = first.trainer
         self.alive = True
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([PRELOAD])
+        context.set_forkserver_preload(PRELOAD)
         self._folder = Path(tempfile.mkdtemp(prefix="bnbench-world-"))
         self._pipes: list[Connection] = []
         self._ranks: list[BaseProcess] = []
+        try:
+            self._start(context)
+        except BaseException:  # Ctrl-C, most likely: starting takes seconds
+            self.alive = False
+            self.__exit__()
+            raise
+
+    def _start(self, context: Any) -> None:
         size = self.trainer.devices
         for rank in range(size):
             ours, theirs = context.Pipe()
@@ -138,7 +146,7 @@ class SpawnedWorld:
             except OSError:
                 continue
         for process in self._ranks:
-            if self.alive and exception[0] is None:
+            if self.alive and not any(exception):
                 process.join(30)
             if process.is_alive():
                 process.kill()

@@ -243,9 +243,8 @@ def _divergence(curve: TrainingCurve, epochs: list[Epoch]) -> str | None:
     """Where a run stopped being finite, None if it did not: in its training loss, or after its last step."""
     if curve.diverged_at is not None:
         return f"training loss not finite at step {curve.diverged_at}"
-    if not math.isfinite(epochs[-1].val_loss):
-        return f"validation loss not finite after step {epochs[-1].step}"
-    return None
+    steps = (epoch.step for epoch in epochs if not math.isfinite(epoch.val_loss))
+    return next((f"validation loss not finite after step {step}" for step in steps), None)
 
 
 def _metrics(epochs: list[Epoch], model: nn.Module, status: Status) -> dict[str, Any]:

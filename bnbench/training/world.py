@@ -44,8 +44,7 @@ class World:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             options["store"] = dist.FileStore(store_path, place.size)
         elif place.origin == "srun":
-            slurm = SLURMEnvironment()
-            os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = slurm.main_address, str(slurm.main_port)
+            _meet_by_slurm()
         dist.init_process_group(backend, rank=place.rank, world_size=place.size, **options)
         return cls(place, device, backend)
 
@@ -81,6 +80,17 @@ class World:
     @property
     def leads(self) -> bool:
         return self.place.rank == 0
+
+
+def _meet_by_slurm() -> None:
+    """Where the ranks of a step meet, unless given: its first node, and a port by job and step.
+
+    Not by constructing Lightning's SLURMEnvironment, which refuses `srun --ntasks`.
+    """
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
+    os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
+    job, step = (int(os.environ.get(key, "0")) for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    os.environ.setdefault("MASTER_PORT", str(15000 + (job + step) % 10000))
 
 
 def _device(place: Place, accelerator: str) -> torch.device:

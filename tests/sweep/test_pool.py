@@ -1,0 +1,166 @@
+"""Runs on worlds: what one leaves behind no other sees, and a rank that dies ends one run."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bnbench.compose import compose_jobs
+from bnbench.config import RunConfig
+from bnbench.records import EPOCHS, RECORD, Record, is_finished, read_record
+from bnbench.sweep import pool
+from bnbench.sweep.plan import plan_single, plan_sweep
+from bnbench.sweep.progress import SweepProgress
+
+TINY = (
+    "data.max_train=128", "data.max_test=64", "model.width=4", "epochs=1", "optim.warmup_epochs=0",
+    "trainer.accelerator=cpu", "trainer.threads=1", "trainer.log_every=1", "logger=none",
+)  # fmt: skip
+
+
+def _job(folder: Path, *words: str) -> RunConfig:
+    return compose_jobs([*TINY, f"dir={folder}", *words], multirun=False)[0]
+
+
+def _run(jobs: Sequence[RunConfig]) -> list[pool.Outcome]:
+    return pool.run_all(plan_sweep(jobs))
+
+
+def _record(config: RunConfig) -> Record:
+    return read_record(config.folder / RECORD)
+
+
+def _silent() -> SweepProgress:
+    return SweepProgress(1, Console(file=io.StringIO()))
+
+
+SAME = ("norm.batch_size=4", "seed=7")
+SWEEP = {  # in this order, on one world
+    "other model": ("norm=gn", "model=resnet14", "trainer.precision=fp64", "data.augment=crop_flip"),
+    "other data": ("norm=syncbn", "seed=8", "data.max_train=192", "trainer.threads=2"),
+    "diverges": ("optim.lr=1e30", "epochs=50"),
+    "too few images": ("data.max_train=63",),
+    "same": SAME,
+    "same again": SAME,
+    "other seed": ("norm.batch_size=4", "seed=9"),
+}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> dict[str, tuple[RunConfig, pool.Outcome]]:
+    """Each run in a folder of its own: plan_sweep would collapse those of one identity."""
+    folder = tmp_path_factory.mktemp("swept")
+    jobs = [_job(folder / name.replace(" ", "-"), *words) for name, words in SWEEP.items()]
+    outcomes = pool.run_all(pool.Plan(todo=jobs))
+    return dict(zip(SWEEP, zip(jobs, outcomes, strict=True), strict=True))
+
+
+def _weights(config: RunConfig) -> str:
+    return _record(config).metrics["weights_sha256"]
+
+
+def test_a_run_is_a_function_of_its_config_alone(swept, tmp_path):
+    """Bit-identical by itself, after others in one world, and once more after that."""
+    alone = _job(tmp_path, *SAME)
+    (outcome,) = _run([alone])
+    assert outcome.status == "completed", outcome.error
+    for name in ("same", "same again"):
+        record = _record(swept[name][0])
+        assert record.identity == _record(alone).identity
+        assert record.metrics == _record(alone).metrics
+    assert len(_weights(alone)) == 64
+
+
+def test_every_other_run_is_another_training(swept):
+    names = ("other model", "other data", "diverges", "same", "other seed")
+    assert len({_weights(swept[name][0]) for name in names}) == len(names)
+
+
+def test_what_ends_badly_ends_alone(swept):
+    assert {name: outcome.status for name, (_, outcome) in swept.items()} == {
+        name: {"diverges": "diverged", "too few images": "refused"}.get(name, "completed") for name in SWEEP
+    }
+    refused, outcome = swept["too few images"]
+    assert "63 training images" in outcome.error
+    assert not Path(refused.dir).exists(), "nothing is written for a run that cannot start"
+
+
+def _assert_diverged(job: RunConfig, outcome: pool.Outcome) -> None:
+    assert outcome.status == "diverged", outcome.error
+    record = _record(job)
+    assert record.status == "diverged"
+    assert record.metrics["final_val_error"] is None
+    assert record.metrics["final_val_loss"] is None
+    assert "not finite" in record.error
+    assert is_finished(job.folder), "the same run would diverge again"
+    assert plan_single(job).todo == []
+
+
+def test_a_run_that_diverges_says_when_and_has_no_error(swept):
+    _assert_diverged(*swept["diverges"])
+    assert "step 2" in _record(swept["diverges"][0]).error, (
+        "the first step's loss is finite, the second's is not"
+    )
+
+
+def test_a_run_whose_last_step_diverges_has_diverged(tmp_path):
+    """The loss of the only step is finite; the weights that it leaves are not, nor is their validation."""
+    job = _job(tmp_path, "optim.lr=1e38", "global_batch=128")
+    (outcome,) = _run([job])
+    _assert_diverged(job, outcome)
+
+
+def test_a_rank_that_is_killed_ends_its_run_and_no_other(tmp_path, monkeypatch):
+    """In the flow of a sweep: the first run loses a rank, the second completes on a new world."""
+    worlds = []
+
+    class LosesARank(pool.SpawnedWorld):
+        def run(self, config, progress):
+            worlds.append([rank.pid for rank in self._ranks])
+            if config.seed == 13:
+                os.kill(self._ranks[1].pid, signal.SIGKILL)
+            return super().run(config, progress)
+
+    monkeypatch.setattr(pool, "SpawnedWorld", LosesARank)
+    jobs = [_job(tmp_path, "seed=13"), _job(tmp_path, "seed=14"), _job(tmp_path, "seed=15")]
+    outcomes = _run(jobs)
+    assert [outcome.status for outcome in outcomes] == ["failed", "completed", "completed"]
+    assert worlds[0] != worlds[1] == worlds[2]
+    record = _record(jobs[0])
+    assert record.status == "failed"
+    assert "rank 1" in record.error and "-9" in record.error
+    assert plan_sweep(jobs).todo == [jobs[0]], "a failed run runs again"
+
+
+def test_a_rank_that_dies_between_runs_is_named_and_the_run_can_be_repeated(tmp_path):
+    first, second = _job(tmp_path, "seed=1"), _job(tmp_path, "seed=2")
+    with pool.SpawnedWorld(first) as world:
+        assert world.run(first, _silent()).status == "completed"
+        os.kill(world._ranks[1].pid, signal.SIGKILL)
+        world._ranks[1].join(10)
+        outcome = world.run(second, _silent())
+        assert outcome.status == "failed"
+        assert not world.alive
+        ranks = world._ranks
+    assert not any(rank.is_alive() for rank in ranks), "no rank is left behind"
+    record = _record(second)
+    assert "rank 1" in record.error and "-9" in record.error, record.error
+    assert not is_finished(second.folder)
+    (again,) = _run([second])
+    assert again.status == "completed"
+    assert _record(second).status == "completed"
+    rows = (second.folder / EPOCHS).read_text().splitlines()
+    assert len(rows) == 2, "a header and one epoch: nothing of the attempt that failed"
+
+
+def test_a_run_for_another_world_gets_one(tmp_path):
+    two, one = _job(tmp_path), _job(tmp_path, "trainer.devices=1")
+    outcomes = _run([two, one])
+    assert [outcome.status for outcome in outcomes] == ["completed", "completed"]
+    assert [_record(job).provenance["world"]["size"] for job in (two, one)] == [2, 1]

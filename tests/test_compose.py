@@ -1,0 +1,178 @@
+"""Words of a command line: checked before anything is imported or written, and answered in one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bnbench.compose import compose_jobs, config_folder, read_request
+from bnbench.folders import check_output
+
+MISTAKES = [  # words, what the line names
+    (["norm=bnn"], ["'bnn'", "bn, gn, syncbn"]),
+    (["model=resnet18"], ["'resnet18'", "resnet8"]),
+    (["data=mnist"], ["'mnist'", "digits"]),
+    (["experiment=quikstart"], ["'quikstart'", "did you mean quickstart?"]),
+    (["nrom=bn"], ["'nrom'", "did you mean norm?"]),
+    (["norm.batchsize=2"], ["'norm.batchsize'", "did you mean norm.batch_size?"]),
+    (["optim.learning_rate=1"], ["'optim.learning_rate'", "optim.lr"]),
+    (["optim.lr.x=1"], ["optim.lr"]),
+    (["data.root=/x"], ["'data.root'", "data.max_train"]),
+    (["data=cifar10", "data.roof=/x"], ["'data.roof'", "did you mean data.root?"]),
+    (["+norm.typo=1"], ["norm.typo"]),
+    (["+typo=1"], ["typo"]),
+    (["seed=a"], ["seed='a'", "integer"]),
+    (["epochs=0"], ["epochs=0"]),
+    (["global_batch=63"], ["global_batch=63", "62, 64"]),
+    (["norm.batch_size=3"], ["norm.batch_size=3", "1, 2, 4"]),
+    (["data=image_folder"], ["data.root", "train/ and test/"]),
+    (["data=image_folder", "data.root=null"], ["data.root"]),
+    (["data=image_folder", "data.root=/no/such/folder"], ["/no/such/folder", "train/"]),
+    (["norm=null"], ["Config group"]),
+    (["~data"], ["data", "missing"]),
+    (["~optim.lr"], ["optim.lr", "missing"]),
+    (["dir=${nope}"], ["nope"]),
+    (["a word"], ["a word", "key=value"]),
+    (["name=[1"], ["key=value"]),
+    (["logger=wandb", "logger.mode=on"], ["'on'", "offline, online, disabled"]),
+]
+
+
+@pytest.mark.parametrize(("words", "named"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_that_names_what_is_known(words, named):
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        compose_jobs(words, False)
+    message = str(caught.value)
+    assert "\n" not in message
+    for name in named:
+        assert name in message
+
+
+@pytest.mark.parametrize(
+    "words", [["norm=bn,bnn"], ["seed=0,a"], ["norm.batchsize=2,4"], ["global_batch=64,63"]]
+)
+def test_a_mistake_in_one_run_of_a_sweep_stops_all_of_it(words):
+    with pytest.raises(ValueError, match=r"^(?=.*(bnn|'a'|batchsize|63))[^\n]+$"):
+        compose_jobs(words, True)
+
+
+def test_a_later_word_wins_and_a_group_choice_keeps_the_keys():
+    (job,) = compose_jobs(["norm=gn", "seed=3", "seed=4", "norm.num_groups=4", "name=mine"], False)
+    assert (job.norm.name, job.norm.num_groups, job.seed, job.dir) == ("gn", 4, 4, "runs/mine")
+
+
+def test_a_multirun_is_the_product_in_order():
+    jobs = compose_jobs(["norm=bn,gn", "seed=0,1,2", "epochs=2"], True)
+    assert [(job.norm.name, job.seed) for job in jobs] == [(n, s) for n in ("bn", "gn") for s in range(3)]
+    assert {job.epochs for job in jobs} == {2}
+    assert compose_jobs(["seed=range(0,3)"], True) == compose_jobs(["seed=0,1,2"], True)
+    assert compose_jobs(["seed=5"], True) == compose_jobs(["seed=5"], False)
+
+
+def test_an_experiment_brings_its_defaults_and_gives_way_to_words():
+    jobs = compose_jobs(["experiment=quickstart"], True)
+    cells = {(job.kind, job.nbs) for job in jobs}
+    assert cells == {("bn", 2), ("bn", 4), ("bn", 16), ("bn", 64), ("gn", None)}
+    assert {job.seed for job in jobs} == {0, 1, 2}
+    assert {job.name for job in jobs} == {"quickstart"}
+    more = compose_jobs(["experiment=quickstart", "name=mine", "seed=3,4", "norm=bn"], True)
+    wanted = {(nbs, seed) for nbs in (2, 4, 16, 64) for seed in (3, 4)}
+    assert {(job.nbs, job.seed) for job in more} == wanted
+    assert len(more) == 8
+    assert {job.dir for job in more} == {"runs/mine"}
+
+
+@pytest.mark.parametrize(
+    "words", [["seed=0,1"], ["experiment=quickstart"], ["norm=bn,gn"], ["seed=range(3)"]]
+)
+def test_several_values_want_a_sweep(words):
+    with pytest.raises(ValueError, match="add -m"):
+        compose_jobs(words, False)
+
+
+def test_every_file_of_conf_composes(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    seen = 0
+    for path in sorted(config_folder().glob("*/**/*.yaml")):
+        group = path.parent.relative_to(config_folder()).as_posix()
+        words = [f"{group}={path.stem}"]
+        words += [f"data.root={tmp_path}"] if path.stem == "image_folder" else []
+        jobs = compose_jobs(words, multirun=group == "experiment")
+        assert jobs, path
+        if group in ("model", "norm", "data", "optim", "logger"):
+            assert getattr(jobs[0], group).name == path.stem, "a file is found by what it says it is"
+        seen += 1
+    assert seen >= 15
+
+
+@pytest.mark.parametrize("folder", ["conf", "my conf", "a,b", "k=v", "run[1]", "it's"])
+def test_a_users_own_experiment_is_found_wherever_it_lies(tmp_path, folder):
+    mine = tmp_path / folder / "experiment" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(
+        "# @package _global_\ndefaults:\n  - override /norm: gn\nname: mine\nepochs: 2\n"
+        "hydra:\n  sweeper:\n    params:\n      seed: 5,6\n"
+    )
+    jobs = read_request(["experiment=mine"], True, str(tmp_path / folder)).runs
+    assert [(job.norm.name, job.seed, job.epochs, job.dir) for job in jobs] == [
+        ("gn", 5, 2, "runs/mine"),
+        ("gn", 6, 2, "runs/mine"),
+    ]
+
+
+def test_a_config_folder_that_is_none_is_named():
+    with pytest.raises(ValueError, match="/no/such is no folder"):
+        read_request([], False, "/no/such")
+
+
+def test_output_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for folder in ("file", "file/below/it", "dangling", "dangling/below"):
+        with pytest.raises(ValueError, match="in the way: remove it or choose another dir") as caught:
+            check_output(str(tmp_path / folder))
+        assert str(tmp_path / folder.split("/")[0]) in str(caught.value)
+    before = sorted(tmp_path.iterdir())
+    check_output(str(tmp_path / "new" / "deeper"))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_output_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ValueError, match="not writable"):
+            check_output(str(tmp_path / "new"))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_composing_imports_nothing_heavy_and_writes_nothing(tmp_path):
+    code = """
+import sys
+from bnbench.compose import compose_jobs
+from bnbench.sweep.plan import plan_sweep
+jobs = compose_jobs(["experiment=quickstart"], True)
+plan_sweep(jobs)
+check_output(jobs[0].dir)
+try:
+    compose_jobs(["norm=bnn"], False)
+except ValueError:
+    print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    modules = done.stdout.split()
+    assert "hydra" in modules
+    assert not {"torch", "torchvision", "lightning", "wandb", "sklearn"} & set(modules)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_installed_conf_is_the_checkouts():
+    assert config_folder() == Path(__file__).parents[1] / "conf"

@@ -1,0 +1,289 @@
+"""What defines a run, and what a user may not ask for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from bnbench.compose import compose_jobs
+from bnbench.config import RunConfig, from_mapping
+from bnbench.records import cell_of, digest
+
+
+@pytest.fixture(scope="module")
+def base() -> RunConfig:
+    return compose_jobs(["norm=bn", "trainer.devices=2", "global_batch=64"], multirun=False)[0]
+
+
+def _with(config: RunConfig, **changes: Any) -> RunConfig:
+    """The run with some keys set (`optim__lr` for optim.lr), checked as if composed."""
+    values = copy.deepcopy(dataclasses.asdict(config))
+    for key, value in changes.items():
+        node, (*path, last) = values, key.split("__")
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return from_mapping(values)
+
+
+def test_a_run_survives_being_written_down(base):
+    assert from_mapping(dataclasses.asdict(base)) == base
+
+
+def test_where_and_how_a_run_is_kept_is_no_part_of_it(base):
+    moved = _with(
+        base,
+        name="other",
+        dir="/elsewhere",
+        logger={"name": "none"},
+        trainer__log_every=1,
+        trainer__threads=1,
+        trainer__accelerator="cpu",
+        trainer__save_weights=False,
+    )
+    assert moved != base
+    assert moved.identity() == base.identity()
+    assert moved.folder.name == base.folder.name
+    assert str(moved.folder.parent) == "/elsewhere"
+
+
+CHANGES = {
+    "seed": 1,
+    "epochs": 4,
+    "global_batch": 32,
+    "model__name": "resnet14",
+    "model__width": 8,
+    "norm__batch_size": 4,
+    "norm__eps": 1e-3,
+    "norm__momentum": 0.2,
+    "norm__statistics": "rank0",
+    "data__augment": "crop",
+    "data__max_train": 128,
+    "data__mean": [0.5, 0.5, 0.5],
+    "optim__lr": 0.3,
+    "optim__weight_decay": 0.0,
+    "optim__decay_norm": False,
+    "optim__warmup_epochs": 0,
+    "trainer__devices": 1,
+    "trainer__precision": "fp64",
+}
+
+
+def test_each_choice_makes_another_run(base):
+    runs = [base, *(_with(base, **{key: value}) for key, value in CHANGES.items())]
+    names = {run.folder.name: run for run in runs}
+    assert len(names) == len(runs)
+
+
+def test_only_the_seed_leaves_the_cell(base):
+    other = _with(base, seed=1)
+    assert other.identity() != base.identity()
+    assert cell_of(other.identity()) == cell_of(base.identity())
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_syncbn_is_bn_over_the_world(base, devices):
+    world = _with(base, trainer__devices=devices, norm__batch_size=64)
+    sync = _with(base, trainer__devices=devices, norm__name="syncbn")
+    assert sync.identity() == world.identity()
+    assert sync.span == world.span
+    assert sync.run_name == world.run_name == "resnet8-bn-nbs64-s0"
+
+
+def test_no_batch_size_is_the_per_device_one(base):
+    assert base.norm.batch_size is None
+    assert base.identity() == _with(base, norm__batch_size=32).identity()
+    assert base.run_name == "resnet8-bn-nbs32-s0"
+
+
+def test_one_number_is_one_identity_however_it_is_written(base):
+    """`optim.lr=1` and `optim.lr=1.0` are one run: JSON would tell them apart."""
+    for key in ("optim__lr", "norm__momentum", "optim__warmup_epochs"):
+        assert digest(_with(base, **{key: 1}).identity()) == digest(_with(base, **{key: 1.0}).identity())
+    whole = _with(base, data__std=[1, 1, 1])
+    assert digest(whole.identity()) == digest(_with(base, data__std=(1.0, 1.0, 1.0)).identity())
+
+
+def test_what_a_norm_ignores_is_no_part_of_the_run(base):
+    plain = _with(base, norm={"name": "gn", "num_groups": 8, "eps": 1e-5})
+    full = _with(plain, norm__batch_size=4, norm__momentum=0.3, norm__statistics="rank0")
+    assert set(full.ignored()) == {"norm.batch_size", "norm.momentum", "norm.statistics"}
+    assert full.without_ignored() == plain
+    assert full.identity() == plain.identity()
+    assert plain.ignored() == {}
+    assert plain.run_name == "resnet8-gn-s0"
+
+
+def test_what_a_recipe_ignores_is_no_part_of_the_run(base):
+    """A learning rate that follows no rule has no batch that it is meant for."""
+    full = _with(base, optim__base_batch=128)
+    assert full.ignored() == {"optim.base_batch": 128}
+    assert full.without_ignored() == base
+    assert full.identity() == base.identity()
+    assert _with(base, optim__base_batch=64, optim__lr_rule="sqrt").ignored() == {}
+
+
+@pytest.mark.parametrize(
+    ("norm", "key"), [("bn", "statistics"), ("bn", "momentum"), ("bn", "eps"), ("gn", "num_groups")]
+)
+def test_a_norms_missing_setting_is_refused_or_the_default(norm, key):
+    """`norm.statistics=null` trains what `mean` trains: it must not be another run."""
+    default = compose_jobs([f"norm={norm}"], multirun=False)[0]
+    identity, message = None, ""
+    try:
+        identity = _with(default, **{f"norm__{key}": None}).identity()
+    except ValueError as error:
+        message = str(error)
+    assert identity == default.identity() or f"norm.{key}" in message
+
+
+def test_a_folder_is_known_by_its_files_not_by_its_path(base, tmp_path):
+    def run(root: str, *files: str) -> RunConfig:
+        for file in files:
+            (tmp_path / root / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / root / file).touch()
+        data = {"name": "image_folder", "root": str(tmp_path / root), "image_size": 32}
+        return _with(base, data=data)
+
+    first = run("a", "train/x/1.png", "test/x/2.png")
+    again = run("b", "test/x/2.png", "train/x/1.png")
+    other = run("c", "train/x/1.png", "test/x/3.png")
+    assert first.identity() == again.identity() != other.identity()
+
+
+HUGE = 2**64  # torch takes seeds below it
+BAD = [  # key, value, what the message says besides both
+    ("name", "a/b", "names a folder"),
+    ("name", "..", "names a folder"),
+    ("name", "", "names a folder"),
+    ("seed", -1, "at least 0"),
+    ("seed", HUGE, ""),
+    ("seed", "one", "valid integer"),
+    ("epochs", 0, "above 0"),
+    ("epochs", 1.5, "fractional"),
+    ("global_batch", 0, "above 0"),
+    ("global_batch", 63, "divisible by the 2 ranks"),
+    ("model.name", "resnet9", "resnet8, resnet14"),
+    ("model.width", 0, "above 0"),
+    ("model.stem_stride", -1, "above 0"),
+    ("norm.name", "bnn", "bn, syncbn, gn"),
+    ("norm.batch_size", 3, "possible here: 1, 2, 4"),
+    ("norm.batch_size", 48, "possible here: 1, 2, 4"),
+    ("norm.batch_size", 0, "below 1"),
+    ("norm.statistics", "median", "mean, rank0"),
+    ("norm.momentum", 0, "(0, 1]"),
+    ("norm.momentum", 1.5, "(0, 1]"),
+    ("norm.eps", 0, "above 0"),
+    ("norm.eps", float("inf"), ""),
+    ("norm.num_groups", 0, "above 0"),
+    ("data.name", "mnist", "digits, image_folder, cifar10"),
+    ("data.augment", "flip", "none, crop, crop_flip"),
+    ("data.max_train", 0, "above 0"),
+    ("data.max_test", -5, "above 0"),
+    ("data.std", [0.2, 0, 0.2], "positive"),
+    ("data.std", [0.2, float("nan"), 0.2], ""),
+    ("data.mean", [0.2, float("inf"), 0.2], ""),
+    ("data.mean", [0.5], ""),
+    ("optim.name", "adam", "sgd"),
+    ("optim.lr", 0, "above 0"),
+    ("optim.lr", float("nan"), ""),
+    ("optim.lr", float("inf"), ""),
+    ("optim.lr_rule", "cubic", "none, linear, sqrt"),
+    ("optim.base_batch", 0, "above 0"),
+    ("optim.momentum", 1, "[0, 1)"),
+    ("optim.nesterov", "maybe", "boolean"),
+    ("optim.weight_decay", -1e-4, "at least 0"),
+    ("optim.weight_decay", float("inf"), ""),
+    ("optim.warmup_epochs", -1, "at least 0"),
+    ("optim.warmup_epochs", 99, "longer than epochs"),
+    ("trainer.accelerator", "tpu", "auto, cpu, gpu"),
+    ("trainer.devices", 0, "above 0"),
+    ("trainer.num_nodes", 0, "above 0"),
+    ("trainer.precision", "fp16", "fp32, bf16, fp64"),
+    ("trainer.threads", 0, "above 0"),
+    ("trainer.log_every", 0, "above 0"),
+    ("logger.name", "tensorboard", "wandb, none"),
+    ("logger.mode", "maybe", "offline, online, disabled"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "rule"), BAD, ids=[f"{key}={value}" for key, value, _ in BAD])
+def test_a_bad_value_is_one_line_with_the_key_and_the_rule(base, key, value, rule):
+    with pytest.raises(ValueError, match=r"\S") as caught:
+        _with(base, **{key.replace(".", "__"): value})
+    message = str(caught.value)
+    assert message.count("\n") == 0
+    assert key.removesuffix(".name") in message
+    assert rule in message
+    if not isinstance(value, list):
+        assert str(value) in message
+
+
+@pytest.mark.parametrize("rule", ["linear", "sqrt"])
+def test_a_rule_needs_the_batch_it_starts_from(base, rule):
+    with pytest.raises(ValueError, match=rf"optim\.lr_rule={rule}.*give optim\.base_batch"):
+        _with(base, optim__lr_rule=rule, optim__base_batch=None)
+
+
+def test_nesterov_needs_momentum(base):
+    with pytest.raises(ValueError, match="nesterov=false"):
+        _with(base, optim__momentum=0)
+    assert _with(base, optim__momentum=0, optim__nesterov=False)
+
+
+@pytest.mark.parametrize("key", ["root", "image_size"])
+def test_an_image_folder_without_its_folder_is_a_users_mistake(base, tmp_path, key):
+    """`data.root=null` on the command line; an assertion would end in an empty line."""
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+    data = {"name": "image_folder", "root": str(tmp_path), "image_size": 32} | {key: None}
+    with pytest.raises(ValueError, match=rf"data\.{key}"):
+        _with(base, data=data)
+
+
+def test_cifar10_without_a_folder_is_a_users_mistake(base):
+    with pytest.raises(ValueError, match=r"data\.root"):
+        _with(base, data={"name": "cifar10", "root": None, "download": True})
+
+
+@pytest.mark.parametrize(
+    ("section", "word"),
+    [("norm", "norm.typo"), ("optim", "optim.typo"), (None, "typo"), ("data", "data.typo")],
+)
+def test_a_key_that_nothing_reads_is_named(base, section, word):
+    with pytest.raises(ValueError, match=rf"^{word} ") as caught:
+        _with(base, **{f"{section}__typo" if section else "typo": 1})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("section", "key"), [(None, "seed"), ("optim", "lr"), ("model", "name")])
+def test_a_key_that_is_missing_is_named(base, section, key):
+    values = dataclasses.asdict(base)
+    del (values[section] if section else values)[key]
+    with pytest.raises(ValueError, match=rf"^{f'{section}.' if section else ''}{key} is missing"):
+        from_mapping(values)
+
+
+def test_users_mistakes_are_found_without_assertions():
+    """`python -O` drops `assert`, which is for our own mistakes."""
+    code = (
+        "from bnbench.compose import compose_jobs\n"
+        "try:\n    compose_jobs(['norm.batch_size=3'], False)\n"
+        "except ValueError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("norm.batch_size=3 "), done.stdout + done.stderr
+
+
+def test_learning_rate_rules(base):
+    """At the base batch all rules agree; linear is proportional, sqrt its root, none constant."""
+    for rule, power in {"none": 0, "sqrt": 0.5, "linear": 1}.items():
+        optim = _with(base, optim__lr_rule=rule, optim__lr=0.2, optim__base_batch=64).optim
+        assert optim.peak_lr(64) == 0.2
+        for global_batch in (16, 256):
+            assert optim.peak_lr(global_batch) == pytest.approx(0.2 * (global_batch / 64) ** power, rel=1e-12)
