@@ -32,7 +32,7 @@ MISTAKES = [  # words, what the line names
     (["data=image_folder"], ["data.root", "train/ and test/"]),
     (["data=image_folder", "data.root=null"], ["data.root"]),
     (["data=image_folder", "data.root=/no/such/folder"], ["/no/such/folder", "train/"]),
-    (["norm=null"], ["Config group"]),
+    (["norm=null"], ["chooses nothing; known: bn, gn"]),
     (["~data"], ["data", "missing"]),
     (["~optim.lr"], ["optim.lr", "missing"]),
     (["dir=${nope}"], ["nope"]),
@@ -156,6 +156,7 @@ def test_composing_imports_nothing_heavy_and_writes_nothing(tmp_path):
     code = """
 import sys
 from bnbench.compose import compose_jobs
+from bnbench.folders import check_output
 from bnbench.sweep.plan import plan_sweep
 jobs = compose_jobs(["experiment=quickstart"], True)
 plan_sweep(jobs)

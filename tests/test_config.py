@@ -165,7 +165,7 @@ BAD = [  # key, value, what the message says besides both
     ("seed", HUGE, ""),
     ("seed", "one", "valid integer"),
     ("epochs", 0, "above 0"),
-    ("epochs", 1.5, "fractional"),
+    ("epochs", 1.5, "valid integer"),
     ("global_batch", 0, "above 0"),
     ("global_batch", 63, "divisible by the 2 ranks"),
     ("model.name", "resnet9", "resnet8, resnet14"),

@@ -62,7 +62,7 @@ CONFIG_MISTAKES = {
     "long warmup": (["epochs=2", "optim.warmup_epochs=3"], ["warmup_epochs=3", "epochs=2", "lower it"]),
     "not key=value": (["epochs"], ["epochs", "key=value"]),
     "not key=value, with a space": (["epochs 3"], ["epochs 3", "key=value"]),
-    "folder for a name": (["name=a/b"], ["name='a/b'", "letters, digits, - and _"]),
+    "folder for a name": (["name=a/b"], ["name='a/b'", "letters, digits, -, _ and ."]),
     "batch against the world": (["global_batch=65"], ["global_batch=65", "the 2 ranks", "64, 66"]),
     "NBS between": (["norm.batch_size=24"], ["norm.batch_size=24", "32 images", "divide", "16, 32, 64"]),
     "NBS above all": (["norm.batch_size=128"], ["norm.batch_size=128", "32, 64"]),
