@@ -19,11 +19,13 @@ BuildOptimizer = Callable[[nn.Module], tuple[torch.optim.Optimizer, LambdaLR]]
 class Classifier(LightningModule):
     """Trains `model` on (images (N, 3, H, W), labels (N,)) by cross-entropy.
 
-    Nothing is logged in a step: `window` gathers what callbacks read at their own interval.
+    Nothing is logged in a step: `window` gathers what callbacks read at their own interval. The optimizer
+    and schedule are stepped here: Lightning's automatic loop adds 3% to a step of two images.
     """
 
     def __init__(self, model: nn.Module, build_optimizer: BuildOptimizer) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.model = model
         self.build_optimizer = build_optimizer
         self.window = Meter()
@@ -33,12 +35,19 @@ class Classifier(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def on_fit_start(self) -> None:
+        self._stepped: Any = (self.optimizers(), self.lr_schedulers())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels)
         self.window.add(loss, logits, labels)
-        return loss
+        optimizer, schedule = self._stepped
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        schedule.step()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the loaders make batches where the images lie: on the device
@@ -53,4 +62,4 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = self.build_optimizer(self.model)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [schedule]
