@@ -6,6 +6,7 @@ is Lightning without anything of ours in its loop: what remains to `bnbench` is 
 
 from __future__ import annotations
 
+import gc
 import logging
 import statistics
 import tempfile
@@ -153,6 +154,7 @@ def _lightning(config: RunConfig, world: World, cache: DataCache, steps: int, fu
         return watch.ended - watch.started
     config.folder.mkdir(parents=True, exist_ok=True)
     logger = start_tracking(config, config.folder)
+    gc.freeze()  # as a rank does once it has imported everything
     try:
         curve = TrainingCurve(config.trainer.log_every, config.global_batch, lambda event: None)
         history = History(config.folder, curve, len(setup.train_loader) * config.global_batch)
@@ -160,5 +162,6 @@ def _lightning(config: RunConfig, world: World, cache: DataCache, steps: int, fu
         trainer = build_trainer(config, world, logger, callbacks)
         trainer.fit(setup.module, setup.train_loader, setup.test_loader)
     finally:
+        gc.unfreeze()
         finish_tracking(logger, None)
     return watch.ended - watch.started

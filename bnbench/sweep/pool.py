@@ -7,6 +7,7 @@ process imports no torch: it hands runs to the ranks, shows progress, and outliv
 from __future__ import annotations
 
 import dataclasses
+import gc
 import multiprocessing
 import shutil
 import signal
@@ -184,6 +185,7 @@ def _serve(place: Place, accelerator: str, store_path: str, pipe: Connection) ->
         while pipe.recv() is not None:
             pipe.send(("refused", str(error)))
         return
+    gc.freeze()  # what was imported stays: the collector need not walk it in every few steps
     cache = DataCache()
     while (config := pipe.recv()) is not None:
         pipe.send(_attempt(config, world, cache, pipe))
@@ -219,6 +221,7 @@ def _run_attached(place: Place, plan: Plan) -> list[Outcome]:
     from bnbench.training.world import SetupError, World
 
     world = World.join(place, plan.runs[0].trainer.accelerator)
+    gc.freeze()
     todo = world.from_leader(plan.todo)  # each rank has looked at the folder at a time of its own
     cache, outcomes = DataCache(), []
     with SweepProgress(len(todo), quiet=not world.leads) as progress:
