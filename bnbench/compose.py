@@ -21,19 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnbench.config import RunConfig, from_mapping
+from bnbench.folders import CONFIG_NAME, config_folder
 from bnbench.suggest import unknown
 
-CONFIG_NAME = "config"
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
-
-
-def config_folder() -> Path:
-    """The conf/ of a checkout, or the one that a wheel carries inside the package."""
-    package = Path(__file__).parent
-    for folder in (package.parent / "conf", package / "conf"):
-        if (folder / f"{CONFIG_NAME}.yaml").is_file():
-            return folder
-    raise ValueError(f"no conf/ beside or inside {package}: the installation is damaged, reinstall bnbench")
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,21 @@
-"""Folders that runs are to go into: whether they can be made, and taking back what stayed empty."""
+"""Where conf/ is, and the folders that runs go into: can they be made, did they stay empty?"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+CONFIG_NAME = "config"
+
+
+def config_folder() -> Path:
+    """The conf/ of a checkout, or the one that a wheel carries inside the package."""
+    package = Path(__file__).parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / f"{CONFIG_NAME}.yaml").is_file():
+            return folder
+    raise ValueError(f"no conf/ beside or inside {package}: the installation is damaged, reinstall bnbench")
 
 
 def check_output(folder: str) -> None:

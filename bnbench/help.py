@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 
 from bnbench import catalog
+from bnbench.folders import config_folder
 
 SHOWN = ("model", "norm", "data", "optim", "trainer", "logger", "experiment")
 
 
 def train_help() -> str:
-    from bnbench.compose import config_folder
-
     folder = config_folder()
     lines = [
         "usage: bnbench train [GROUP=CHOICE ...] [KEY=VALUE ...]        one run",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bnbench.config import RunConfig
-from bnbench.folders import check_output, missing, remove_empty
+from bnbench.folders import CONFIG_NAME, check_output, config_folder, missing, remove_empty
 from bnbench.launch import check_world, place_given, speaks
 from bnbench.records import RECORD, read_record
 from bnbench.sweep.plan import Plan, plan_single, plan_sweep
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
 
-    from bnbench.compose import CONFIG_NAME, config_folder, read_request
+    from bnbench.compose import read_request
 
     arguments = _parse(get_args_parser(), argv)
     application = Application()

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class GhostBatchNorm2d(nn.BatchNorm2d):
+class TrackingBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d that always has what torch's may lack: a momentum and running statistics."""
+
+    momentum: float  # type: ignore[assignment]
+    running_mean: Tensor  # type: ignore[assignment]
+    running_var: Tensor  # type: ignore[assignment]
+    num_batches_tracked: Tensor  # type: ignore[assignment]
+
+
+class GhostBatchNorm2d(TrackingBatchNorm2d):
     """BN over `ghosts` groups of a device's batch; image i of the batch belongs to group i mod ghosts.
 
     Input and output (N, C, H, W), N divisible by `ghosts` in training; in eval mode any N, and plain BN.
@@ -25,12 +34,6 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
 
     Raises ValueError where the groups do not come out even or have one value a channel.
     """
-
-    # What the base class allows to be absent and this one always has.
-    momentum: float  # type: ignore[assignment]
-    running_mean: Tensor  # type: ignore[assignment]
-    running_var: Tensor  # type: ignore[assignment]
-    num_batches_tracked: Tensor  # type: ignore[assignment]
 
     def __init__(
         self,

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from .batch import TrackingBatchNorm2d
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
+
+class SyncBatchNorm2d(TrackingBatchNorm2d):
     """BN over the images of all ranks in a process group, as if their batches were one.
 
     Input and output (N, C, H, W); N may differ by rank, and may be 0. In eval mode, without a process
@@ -26,12 +28,6 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     Raises ValueError if the whole group has one value a channel.
     """
-
-    # What the base class allows to be absent and this one always has.
-    momentum: float  # type: ignore[assignment]
-    running_mean: Tensor  # type: ignore[assignment]
-    running_var: Tensor  # type: ignore[assignment]
-    num_batches_tracked: Tensor  # type: ignore[assignment]
 
     def __init__(
         self,
