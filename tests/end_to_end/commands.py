@@ -49,7 +49,13 @@ def start(command: Sequence[str], cwd: Path, **environment: str) -> subprocess.P
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
+
+
+def _hear_interrupts() -> None:
+    # A shell starts its background jobs deaf to Ctrl-C, and children inherit that: CI may be such a job.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str], seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
