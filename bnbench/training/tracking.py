@@ -79,6 +79,6 @@ def finish_tracking(logger: WandbLogger | None, record: Record | None) -> None:
     with contextlib.suppress(wandb.errors.Error):
         if record is not None:
             run.summary["status"] = record.status
-            run.summary.update({f"final/{key}": value for key, value in record.metrics.items()})
+            run.summary.update({f"final/{k.removeprefix('final_')}": v for k, v in record.metrics.items()})
             run.summary.update({f"timing/{key}": value for key, value in record.timings.items()})
         run.finish(exit_code=0 if record is not None and record.status == "completed" else 1)

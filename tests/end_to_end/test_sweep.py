@@ -162,7 +162,7 @@ def test_each_run_is_one_wandb_run(runs: list[tuple[Path, Record]]) -> None:
         assert config["identity"] == record.identity
         assert summary["status"] == "completed"
         for key, value in record.metrics.items():
-            assert summary[f"final/{key}"] == value
+            assert summary[f"final/{key.removeprefix('final_')}"] == value
         # One point an epoch for validation, none lost: the last is what the record says.
         assert [row["trainer/global_step"] for row in history if "val/error" in row] == [2, 4]
         assert [row["val/error"] for row in history if "val/error" in row][-1] == (
