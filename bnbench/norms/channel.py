@@ -2,22 +2,91 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Norm
 
 
-def group_norm(num_features: int, *, num_groups: int = 32, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm (Wu & He 2018): mean and biased variance of each image over C / num_groups channels and H, W.
+class GroupNorm(Norm, nn.GroupNorm):
+    """Each image by the mean and biased variance of its C / num_groups channels and H, W. Wu & He 2018.
 
-    Input and output (N, C, H, W). Raises ValueError if `num_groups` does not divide `num_features`;
-    `largest_groups` gives the nearest count that does.
+    Input and output (N, C, H, W); affine per channel. num_groups = C is InstanceNorm, 1 LayerNorm over CHW.
+    Raises ValueError if `num_groups` does not divide `num_features` (`largest_groups` gives the nearest
+    count that does), or if a group has one value.
     """
+
+    def __init__(self, num_features: int, *, num_groups: int = 32, eps: float = 1e-5) -> None:
+        check_groups("gn", num_groups, num_features)
+        super().__init__(num_groups, num_features, eps=eps)
+        self.num_features = num_features
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.check_input(input)
+        values = self.num_features // self.num_groups * input.shape[2] * input.shape[3]
+        self.check_values(values, "group of an image")
+        return super().forward(input)
+
+
+class LayerNorm(GroupNorm):
+    """Each image by the mean and variance of all of it, over CHW. Ba, Kiros & Hinton 2016.
+
+    Input and output (N, C, H, W); affine per channel, as in the GroupNorm paper. "LayerNorm" in ConvNeXt and
+    detectron2 is another layer: `LayerNorm2d`, per pixel over C.
+    """
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(num_features, num_groups=1, eps=eps)
+
+
+class LayerNorm2d(Norm):
+    """Each pixel by the mean and biased variance of its C channels, affine per channel. ConvNeXt's norm.
+
+    Input and output (N, C, H, W). Liu et al. 2022. Raises ValueError for one channel.
+    """
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.check_input(input)
+        self.check_values(self.num_features, "of a pixel")
+        pixels = input.permute(0, 2, 3, 1)
+        output = F.layer_norm(pixels, (self.num_features,), self.weight, self.bias, self.eps)
+        output = output.permute(0, 3, 1, 2)
+        return output.contiguous() if input.is_contiguous() else output
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+
+class InstanceNorm2d(Norm, nn.InstanceNorm2d):
+    """Each channel of each image by its own mean and biased variance over H, W. Ulyanov et al. 2016.
+
+    Input and output (N, C, H, W); affine, no running statistics. Raises ValueError for maps of 1x1.
+    """
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps=eps, affine=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.check_input(input)
+        self.check_values(input.shape[2] * input.shape[3], "of an image")
+        return super().forward(input)
+
+
+def check_groups(kind: str, num_groups: int, num_features: int) -> None:
+    """Raise ValueError, with the divisors, unless `num_groups` divides `num_features`."""
     if num_groups < 1 or num_features % num_groups:
         divisors = [n for n in range(1, num_features + 1) if num_features % n == 0]
         raise ValueError(
-            f"gn: num_groups={num_groups} does not divide num_features={num_features}; "
+            f"{kind}: num_groups={num_groups} does not divide num_features={num_features}; "
             f"choose one of {', '.join(map(str, divisors))}"
         )
-    return nn.GroupNorm(num_groups, num_features, eps=eps)
 
 
 def largest_groups(num_features: int, num_groups: int) -> int:

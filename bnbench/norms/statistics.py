@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Every running mean and variance of the model, by its path: what a norm of whatever type keeps."""
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    }
 
 
 def merge_running_statistics(model: nn.Module, policy: str) -> None:
@@ -17,13 +26,7 @@ def merge_running_statistics(model: nn.Module, policy: str) -> None:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    running = [
-        buffer
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
-        for buffer in (module.running_mean, module.running_var)
-        if buffer is not None
-    ]
+    running = list(running_statistics(model).values())
     if not running:
         return
     flat = torch.cat(running)

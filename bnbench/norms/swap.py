@@ -2,85 +2,211 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .audit import Skip, Swap, SwapReport
 from .channel import largest_groups
-from .registry import build_norm
-
-REPLACEABLE = (nn.BatchNorm2d, nn.GroupNorm)  # our own batch kinds are BatchNorm2d
-
-
-@dataclass
-class Swap:
-    """One replaced layer. `note` tells what had to differ from what was asked."""
-
-    path: str
-    old: str
-    new: str
-    num_features: int
-    note: str = ""
-
-
-@dataclass
-class SwapReport:
-    """What `swap_norms` did to a model."""
-
-    kind: str
-    replaced: list[Swap] = field(default_factory=list)
-
-    def notes(self) -> list[str]:
-        return [f"{swap.path}: {swap.note}" for swap in self.replaced if swap.note]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the record: counts and notes, not every layer."""
-        first = asdict(self.replaced[0]) if self.replaced else None
-        return {"kind": self.kind, "replaced": len(self.replaced), "first": first, "notes": self.notes()}
+from .edits import relu_behind
+from .graph import Traced, UntraceableError, check_rewritable, trace
+from .places import FOREIGN_FEATURES, Place, norm_places
+from .registry import WEIGHT_STANDARDIZED, build_norm, find_builder
+from .residual import ResidualInit, branches_of, carry_out, plan_residual
+from .rewrite import check_inner, rewrite, rewriting
+from .settings import remember, remembered
+from .standardize import convs_by_order, convs_to_standardize
+from .weight import WSConv2d, plain
 
 
 def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
-    """Replace every BatchNorm2d and GroupNorm inside `model` by `build_norm(kind, C, **options)`.
+    """Replace every norm over the channels of (N, C, H, W) in `model` by `build_norm(kind, C, **options)`, in place.
 
-    Keeps device, dtype, train or eval mode, and parameters and running statistics of equal shape.
-    Where `num_groups` does not divide a layer's channels the largest divisor below it is taken, and noted.
-    Raises ValueError if the model has no norm to replace, or is one itself (nothing holds it).
+    Those are BatchNorm2d, SyncBatchNorm, GroupNorm, InstanceNorm2d, torchvision's FrozenBatchNorm2d and
+    LayerNorm2d, LayerNorm over (C, H, W), our own kinds and what an earlier swap put there; other norms are
+    skipped with a reason. A layer that the model holds at several paths is replaced once, everywhere.
+
+    Kept: device, dtype, train or eval mode, requires_grad, convolution weights to the bit; by name and where
+    shapes agree affine parameters and running statistics (`num_batches_tracked` too, which is where `brn`'s
+    schedule stands), whether parameters or buffers. What the new kind has no place for is gone, and the report
+    counts it under `not_carried`: running statistics do not survive a GroupNorm, and start anew behind it.
+    `eps` and `momentum` of batch norms, `eps` and `num_groups` of GroupNorm are those that the model had last,
+    unless they are given. Where `num_groups` does not divide a layer's channels the largest divisor below it
+    is taken, and noted.
+
+    FRN and EvoNorm include the activation: the ReLU that alone reads such a layer's output is taken out of the
+    traced graph, in both modes. Where there is none, or torch.fx cannot follow the model, the layer runs with
+    `act=False`; with that option given, all do. A later swap to another kind brings the ReLUs back. `ws_gn`
+    and `ws_bn` make every Conv2d that a norm follows a WSConv2d, and other kinds make it a Conv2d again.
+    `none` starts the residual branches as `init` says (`initialize_residual`). A placement stays as it is.
+
+    A swap that fails changes nothing. Raises ValueError for an unknown kind or option, a model that is a norm,
+    holds none, is compiled or wrapped for training already, or (UntraceableError) has no graph for `init`; for
+    a kind that includes the activation while the placement is `after`.
     """
-    report = SwapReport(kind)
-    for path, old in list(model.named_modules()):
-        if not isinstance(old, REPLACEABLE):
-            continue
-        if not path:
-            raise ValueError("swap_norms: the model is a norm itself; call build_norm instead")
-        num_features = old.num_features if isinstance(old, nn.BatchNorm2d) else old.num_channels
-        fitted, note = _fit(options, num_features)
-        new = build_norm(kind, num_features, **fitted)
-        _carry_over(old, new)
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, new)
-        report.replaced.append(Swap(path, type(old).__name__, type(new).__name__, num_features, note))
-    if not report.replaced:
-        raise ValueError(f"swap_norms: {type(model).__name__} holds no BatchNorm2d or GroupNorm to replace")
+    defaults = {p.name: p.default for p in inspect.signature(find_builder(kind)).parameters.values()}
+    check_rewritable(model)
+    check_inner(model)
+    places, skipped = norm_places(model)
+    if any(place.path == "" for place in places + skipped):
+        raise ValueError("swap_norms: the model is a norm itself; call build_norm instead")
+    if not places:
+        why = f" ({skipped[0].path}: {skipped[0].reason})" if skipped else ""
+        raise ValueError(
+            f"swap_norms: {type(model).__name__} holds no BatchNorm2d or other norm over channels to replace{why}"
+        )
+    placement = rewriting(model).placement
+    report = SwapReport(kind, type(model).__name__, placement=placement)
+    report.skipped = [Skip(place.path, type(place.module).__name__, place.reason) for place in skipped]
+
+    # Everything is made first, and the model changed last: a swap that fails changes nothing.
+    first = _build(kind, places[0], options, defaults)[0]
+    includes = getattr(first, "includes_activation", False)
+    if includes and placement == "after":
+        raise ValueError(
+            f"swap_norms: {kind} includes the activation, and the model's placement is after it: "
+            'place_norms(model, "before") first'
+        )
+    chooses_act = includes and "act" in defaults and options.get("act", True)
+    init = options.get("init", defaults["init"]) if kind == "none" else "none"
+    standardizes = kind in WEIGHT_STANDARDIZED
+    traced = None
+    if placement == "after":
+        traced = trace(model)
+    elif chooses_act or standardizes:
+        try:
+            traced = trace(model)
+        except UntraceableError as error:
+            report.general.append(str(error))
+
+    layers = {}
+    for place in places:
+        given, act = options, ""
+        if chooses_act:
+            act = _why_no_relu(traced, place.path)
+            given = {**options, "act": not act}
+        new, note = _build(kind, place, given, defaults)
+        _carry_over(place.module, new, model, report)
+        _report(report, place, new, note, act)
+        layers[place.path] = new
+    if chooses_act:
+        report.activations_removed = [path for path in layers if path not in report.without_activation]
+    convs = _plan_convs(model, traced if standardizes else None, standardizes, list(layers), report)
+    if init != "none":
+        report.init = plan_residual(branches_of(model), init, layers.__getitem__)
+
+    rewrite(model, placement, traced=traced, active=report.activations_removed)
+    for place in places:
+        _put(model, place.paths, layers[place.path])
+    for paths, conv in convs:
+        _put(model, paths, conv)
+    if report.init is not None:
+        _start_branches(report.init, layers)
     return report
 
 
-def _fit(options: dict[str, Any], num_features: int) -> tuple[dict[str, Any], str]:
-    asked = options.get("num_groups")
-    if asked is None or asked < 1 or num_features % asked == 0:
-        return options, ""
-    groups = largest_groups(num_features, asked)
-    return {**options, "num_groups": groups}, f"num_groups {groups}, not {asked}: {num_features} channels"
+def _build(
+    kind: str, place: Place, options: dict[str, Any], defaults: dict[str, Any]
+) -> tuple[nn.Module, str]:
+    """The layer for a place, and what had to differ from what was asked."""
+    options = {**remembered(kind, place.module), **options}
+    note = ""
+    asked = options.get("num_groups", defaults.get("num_groups"))
+    if isinstance(asked, int) and asked > 0 and place.num_features % asked:
+        options["num_groups"] = largest_groups(place.num_features, asked)
+        note = f"num_groups {options['num_groups']}, not {asked}: {place.num_features} channels"
+    new = build_norm(kind, place.num_features, **options)
+    remember(place.module, new)
+    if hasattr(new, "path"):
+        new.path = place.path
+    else:
+        setattr(new, FOREIGN_FEATURES, place.num_features)
+    return new, note
 
 
-def _carry_over(old: nn.Module, new: nn.Module) -> None:
-    reference = next(iter([*old.parameters(), *old.buffers()]), None)
-    if reference is not None:
-        new.to(device=reference.device, dtype=reference.dtype)
-    kept = old.state_dict()
-    with torch.no_grad():
-        for name, tensor in new.state_dict().items():
-            if name in kept and kept[name].shape == tensor.shape:
-                tensor.copy_(kept[name])
+def _why_no_relu(traced: Traced | None, path: str) -> str:
+    if traced is None:
+        return "the model cannot be traced"
+    return "" if relu_behind(traced, path) else "no ReLU behind it alone"
+
+
+def _report(report: SwapReport, place: Place, new: nn.Module, note: str, act: str) -> None:
+    if note:
+        groups = note.replace(",", " ").replace(":", " ").split()
+        report.groups_changed[place.path] = (int(groups[3]), int(groups[1]))
+    if act:
+        report.without_activation[place.path] = act
+    hooked = place.module._forward_hooks or place.module._forward_pre_hooks or place.module._backward_hooks
+    notes = [note, f"act=False: {act}" if act else "", "its hooks are gone with it" if hooked else ""]
+    old, name = type(place.module).__name__, type(new).__name__
+    report.replaced.append(Swap(place.path, old, name, place.num_features, "; ".join(filter(None, notes))))
+
+
+def _carry_over(old: nn.Module, new: nn.Module, model: nn.Module, report: SwapReport) -> None:
+    """Give the new layer the old one's device, dtype, mode, and tensors of the same name and shape."""
+    held: dict[str, Tensor] = {**dict(old.named_parameters()), **dict(old.named_buffers())}
+    tensors = [*held.values(), *model.parameters()]
+    floating = next((t for t in tensors if t.is_floating_point()), None)
+    if floating is not None:
+        new.to(device=floating.device, dtype=floating.dtype)
+    wanted = {**dict(new.named_parameters()), **dict(new.named_buffers())}
+    untrained = getattr(old, "bnbench_before_init", None)
+    for name, tensor in wanted.items():
+        mine = held.get(name)
+        if mine is None or mine.shape != tensor.shape:
+            report.fresh[name] += 1
+            continue
+        if name == "weight" and untrained is not None and bool((mine == mine.flatten()[0]).all()):
+            mine = untrained.to(mine)
+        with torch.no_grad():
+            tensor.copy_(mine)
+        if isinstance(mine, nn.Parameter) and isinstance(tensor, nn.Parameter):
+            tensor.requires_grad_(mine.requires_grad)
+    for name, tensor in held.items():
+        if name not in wanted or wanted[name].shape != tensor.shape:
+            report.not_carried[name] += 1
+    for mine, sign in ((new, 1), (old, -1)):
+        report.parameters += sign * sum(p.numel() for p in mine.parameters())
+        report.buffers += sign * sum(b.numel() for b in mine.buffers())
     new.train(old.training)
+
+
+def _plan_convs(
+    model: nn.Module, traced: Traced | None, standardizes: bool, norms: list[str], report: SwapReport
+) -> list[tuple[list[str], nn.Module]]:
+    """The convolutions to put elsewhere than they are: standardized where a norm follows, plain otherwise."""
+    chosen: list[str] = []
+    if standardizes and traced is not None:
+        chosen, report.not_standardized = convs_to_standardize(traced, norms)
+    elif standardizes:
+        chosen, report.not_standardized = convs_by_order(model, norms)
+        report.general.append("weight standardization went by the order of modules, for want of a graph")
+    report.standardized = chosen
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d):
+            paths.setdefault(module, []).append(path)
+    changed: list[tuple[list[str], nn.Module]] = []
+    for conv, held_at in paths.items():
+        wanted = any(path in chosen for path in held_at)
+        if wanted and not isinstance(conv, WSConv2d):
+            changed.append((held_at, WSConv2d.of(conv)))
+        elif not wanted and isinstance(conv, WSConv2d):
+            changed.append((held_at, plain(conv)))
+            report.restored.append(held_at[0])
+    return changed
+
+
+def _put(model: nn.Module, paths: list[str] | tuple[str, ...], module: nn.Module) -> None:
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, module)
+
+
+def _start_branches(init: ResidualInit, layers: dict[str, nn.Module]) -> None:
+    """Carry out the initialization; the layers keep what they had, for a swap back before any training."""
+    for path in init.weights:
+        layers[path].bnbench_before_init = layers[path].weight.detach().clone()  # type: ignore[union-attr,operator]
+    carry_out(init, layers.__getitem__)

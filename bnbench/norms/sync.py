@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -9,10 +10,54 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from .base import Norm
 from .batch import TrackingBatchNorm2d
 
 
-class SyncBatchNorm2d(TrackingBatchNorm2d):
+class SpansRanks(Norm):
+    """A layer with a `process_group`: a handle on this process's sockets, shared by a copy, never copied."""
+
+    process_group: Any = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpansRanks:
+        memo[id(self.process_group)] = self.process_group
+        memo[id(self)] = new = type(self).__new__(type(self))
+        new.__dict__.update({key: deepcopy(value, memo) for key, value in self.__dict__.items()})
+        return new
+
+    @property
+    def spans(self) -> bool:
+        """Whether statistics cross ranks: a process group was given, and it has more than this rank.
+
+        Raises ValueError for a group that is not there, or not this rank's: its size says nothing then.
+        """
+        if self.process_group is None:
+            return False
+        try:
+            rank = dist.get_rank(self.process_group)
+        except (
+            ValueError,
+            RuntimeError,
+            TypeError,
+        ):  # no world, another world's, destroyed, or no group at all
+            raise ValueError(
+                f"{self.where}: process_group={self.process_group!r} is no process group of an initialized "
+                "torch.distributed: initialize it before building the layer, and build the layer anew after "
+                "destroying a group"
+            ) from None
+        if rank < 0:
+            raise ValueError(
+                f"{self.where}: rank {dist.get_rank()} is not in the layer's process group: call new_group for "
+                "every group on every rank, and keep the one whose ranks include this one"
+            )
+        return dist.get_world_size(self.process_group) > 1
+
+    @property
+    def group(self) -> Any:
+        return self.process_group
+
+
+class SyncBatchNorm2d(SpansRanks, TrackingBatchNorm2d):
     """BN over the images of all ranks in a process group, as if their batches were one.
 
     Input and output (N, C, H, W); N may differ by rank, and may be 0. In eval mode, without a process
@@ -30,75 +75,94 @@ class SyncBatchNorm2d(TrackingBatchNorm2d):
     """
 
     def __init__(
-        self,
-        num_features: int,
-        process_group: Any = None,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
+        self, num_features: int, *, process_group: Any = None, eps: float = 1e-5, momentum: float = 0.1
     ) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.process_group = process_group
 
     def forward(self, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        if not self.training or not dist.is_initialized() or dist.get_world_size(self.process_group) == 1:
+        self.check_input(input)
+        if self.uses_running:
+            return self.by_running(input)
+        if not self.spans:
+            self.check_values(input.numel() // self.num_features, "in the batch")
             return super().forward(input)
-        group = dist.group.WORLD if self.process_group is None else self.process_group
         self.num_batches_tracked.add_(1)
         if input.is_cuda:
-            return _fused(self, input, group)
+            return _fused(self, input, self.group)
         with torch.no_grad():
-            mean, var, count = _group_statistics(input, group)
-            if count == 1:
-                raise ValueError(
-                    "SyncBatchNorm2d: one value per channel over all ranks has no variance; "
-                    "use more images a step or larger inputs"
+            mean, var, count = batch_statistics(input, self.group)
+            self.check_values(count, "over all ranks")
+            if count:  # without images anywhere there is nothing to learn, as in torch's BN
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(
+                    (var * (count / (count - 1))).to(self.running_var.dtype), self.momentum
                 )
-            momentum = self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), momentum)
-        return _Normalize.apply(input, self.weight, self.bias, mean, var, count, self.eps, group)
+        return normalize(input, self.weight, self.bias, mean, var, count, self.eps, self.group)
+
+    @property
+    def spans(self) -> bool:
+        """As for any layer with a process group; None is the whole world, if there is one."""
+        if self.process_group is None:
+            return dist.is_initialized() and dist.get_world_size() > 1
+        return super().spans
+
+    @property
+    def group(self) -> Any:
+        return dist.group.WORLD if self.process_group is None else self.process_group
 
     def extra_repr(self) -> str:
-        ranks = dist.get_world_size(self.process_group) if dist.is_initialized() else 1
+        known = self.process_group is None or isinstance(self.process_group, dist.ProcessGroup)
+        ranks = dist.get_world_size(self.process_group) if known and dist.is_initialized() else 1
         return f"{super().extra_repr()}, ranks={ranks}"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm2d:
-        # A process group is a handle on this process's sockets: shared by a copy, never copied.
-        copy = SyncBatchNorm2d(self.num_features, self.process_group, self.eps, self.momentum)
-        memo[id(self)] = copy
-        copy.to(device=self.weight.device, dtype=self.weight.dtype)
-        copy.load_state_dict(self.state_dict())
-        for mine, theirs in zip(self.parameters(), copy.parameters(), strict=True):
-            theirs.requires_grad_(mine.requires_grad)
-        return copy.train(self.training)
 
+def batch_statistics(x: Tensor, group: Any = None) -> tuple[Tensor, Tensor, float]:
+    """Mean (C,), biased variance (C,) and number of values a channel; over every rank of a given group.
 
-def _group_statistics(x: Tensor, group: Any) -> tuple[Tensor, Tensor, float]:
-    """Mean (C,), biased variance (C,) and number of values per channel over every rank of the group."""
+    In fp32 for half inputs. No gradient flows: `normalize` differentiates through them.
+    """
     n, c, h, w = x.shape
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if n:
         # What BN itself computes on CPU: biased variance in two passes, 3x faster than var_mean.
-        mean, var = torch.batch_norm_update_stats(x.to(dtype), None, None, 0.0)
+        mean, var = torch.batch_norm_update_stats(x.detach().to(dtype), None, None, 0.0)
     else:  # a rank without images still takes part in the collective
         mean = var = x.new_zeros(c, dtype=dtype)
+    if group is None:
+        return mean, var, float(n * h * w)
+    return merge_statistics(mean, var, n, h * w, group)
+
+
+def merge_statistics(
+    mean: Tensor, var: Tensor, images: int, pixels: int, group: Any
+) -> tuple[Tensor, Tensor, float]:
+    """This rank's mean and biased variance (C,) to those of the group, and the group's values a channel."""
+    c = mean.numel()
     # Images and pixels apart: either is exact in fp32, while their product may pass 2^24.
-    mine = torch.cat([mean, var, mean.new_tensor([n, h * w])])
+    mine = torch.cat([mean, var, mean.new_tensor([images, pixels])])
     parts = mine.new_empty(dist.get_world_size(group) * mine.numel())
     dist.all_gather_into_tensor(parts, mine, group=group)
-    means, variances, images, pixels = parts.view(-1, mine.numel()).split([c, c, 1, 1], dim=1)
-    counts = images.double() * pixels.double()
+    means, variances, all_images, all_pixels = parts.view(-1, mine.numel()).split([c, c, 1, 1], dim=1)
+    counts = all_images.double() * all_pixels.double()
     total = counts.sum()
-    share = (counts / total).to(dtype)
+    share = (counts / total.clamp(min=1)).to(mean.dtype)  # no images on any rank: zeros, not NaN
     mean = (share * means).sum(0)
     var = (share * (variances + (means - mean).square())).sum(0)
     return mean, var, total.item()
 
 
-class _Normalize(torch.autograd.Function):
-    """Normalize with the group's statistics, and differentiate through them."""
+def normalize(
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, count: float, eps: float, group: Any
+) -> Tensor:
+    """weight * (x - mean) / sqrt(var + eps) + bias, differentiated through `batch_statistics(x, group)`.
 
+    x (N, C, H, W); the others (C,). With a group, the backward pass makes one all_reduce of 2C.
+    """
+    return _Normalize.apply(x, weight.to(mean.dtype), bias.to(mean.dtype), mean, var, count, eps, group)
+
+
+class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -119,13 +183,16 @@ class _Normalize(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
+        alone = ctx.group is None
         if x.shape[0]:
-            # As if the statistics were constants: dx = dy * gamma / std; sums of dy * xhat and of dy.
+            # Alone, all of it. In a group, as if the statistics were constants: dx = dy * gamma / std.
             dx, sum_dy_xhat, sum_dy = torch.ops.aten.native_batch_norm_backward(
-                dy, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+                dy, x, weight, mean, var, mean, torch.rsqrt(var + ctx.eps), alone, ctx.eps, [True, True, True]
             )
         else:
             dx, sum_dy_xhat, sum_dy = torch.zeros_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        if alone:
+            return dx, sum_dy_xhat, sum_dy, None, None, None, None, None
         sums = torch.cat([sum_dy, sum_dy_xhat]).to(mean.dtype)
         dist.all_reduce(sums, group=ctx.group)
         mean_dy, mean_dy_xhat = sums.div_(ctx.count).chunk(2)

@@ -1,0 +1,72 @@
+"""What every layer here shares: its place in a model, its checks, and how it keeps a memory format."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Norm(nn.Module):
+    """Base of bnbench's layers. `swap_norms` sets `path`, so that an error says where in the model it is.
+
+    A kind that includes the activation (FRN, EvoNorm) has `includes_activation`, and instances `act`.
+    """
+
+    num_features: int
+    path: str = ""
+    includes_activation: ClassVar[bool] = False
+
+    @property
+    def where(self) -> str:
+        return f"{type(self).__name__} at {self.path}" if self.path else type(self).__name__
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless `x` is (N, C, H, W) with this layer's channels."""
+        if x.dim() != 4 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{self.where}: input {tuple(x.shape)} is not (N, {self.num_features}, H, W): build the layer "
+                "with num_features = the channels of what it follows"
+            )
+
+    def check_values(self, count: float, among: str) -> None:
+        """Raise ValueError if `count` values share statistics and there is no more than one of them."""
+        if count == 1:
+            raise ValueError(
+                f"{self.where}: one value per channel {among} has no variance: "
+                "use more images, larger inputs, or a norm with other statistics"
+            )
+
+
+def like_input(y: Tensor, x: Tensor) -> Tensor:
+    """`y` in the memory format of `x`: what goes in as channels_last comes out as channels_last."""
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return y
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def per_image(x: Tensor) -> Tensor:
+    """(N, C, H, W) viewed as (1, N * C, H, W), contiguous: each image's channels become channels of one batch."""
+    n, c, h, w = x.shape
+    return x.contiguous().view(1, n * c, h, w)
+
+
+def _torchvision_norms() -> tuple[type[nn.Module], ...]:
+    if importlib.util.find_spec("torchvision") is None:
+        return ()
+    from torchvision.ops import FrozenBatchNorm2d
+
+    return (FrozenBatchNorm2d,)
+
+
+# By type, never by name: what the optimizer's parameter groups and a swap take for a norm.
+NORM_TYPES: tuple[type[nn.Module], ...] = (
+    Norm,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    *_torchvision_norms(),
+)

@@ -1,0 +1,152 @@
+"""A model's graphs, traced by torch.fx: one for training, one for evaluation; the model itself stays as it is."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .activation import MODULES as ACTIVATIONS
+from .places import is_norm
+
+# Called as they are, and never traced through; every module of torch.nn but Sequential is one too.
+LEAVES = (nn.modules.conv._ConvNd, nn.Linear, *ACTIVATIONS)
+
+
+class UntraceableError(ValueError):
+    """torch.fx cannot follow the model's forward."""
+
+
+@dataclass
+class Traced:
+    """Both graphs of a model, by `training`: they differ by dropout and auxiliary heads.
+
+    Nodes name modules by their paths, so that a graph outlives a swap. `constants` are the tensors that
+    forward makes of nothing, which fx wants to find on the model.
+    """
+
+    model: nn.Module
+    graphs: dict[bool, fx.Graph]
+    constants: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.modules: Mapping[str, nn.Module] = dict(self.model.named_modules())
+        self._calls: dict[str, list[fx.Node]] = {}
+        for graph in self.graphs.values():
+            for node in graph.nodes:
+                if node.op == "call_module":
+                    self._calls.setdefault(str(node.target), []).append(node)
+
+    def calls(self, path: str) -> list[fx.Node]:
+        """Every call of the module at `path`, in both graphs. Edits do not touch the calls of norms."""
+        return self._calls.get(path, [])
+
+
+def check_rewritable(model: nn.Module) -> None:
+    """ValueError for a wrapper whose inside must not change any more."""
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(
+            f"the model is wrapped in {type(model).__name__} already: change it before wrapping it"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("the model is a ScriptModule, which is compiled already: change it before scripting")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("the model is compiled already: change it before torch.compile")
+
+
+def original_class(model: nn.Module) -> type[nn.Module]:
+    """The class that the model was built with, under all rewriting."""
+    rewriting = getattr(type(model), "bnbench_rewriting", None)
+    return type(model) if rewriting is None else rewriting.origin
+
+
+def trace(model: nn.Module) -> Traced:
+    """The graphs of the forward that `model` was built with, norms and torch.nn's modules as leaves.
+
+    Raises UntraceableError with the cause: control flow that depends on data, random numbers drawn outside of
+    torch's operations on the input, a change of grad or autocast mode inside forward (fx would lose it), a
+    hook on a container (a graph calls leaves only), a forward set on the instance.
+    """
+    check_rewritable(model)
+    name = original_class(model).__name__
+    problem = _beyond_fx(model)
+    if problem:
+        raise UntraceableError(f"{name} cannot be traced by torch.fx: {problem}")
+    modes = {module: module.training for module in model.modules()}
+    kind, known = type(model), set(vars(model))
+    numbers, own_numbers = torch.get_rng_state(), random.getstate()
+    graphs = {}
+    try:
+        model.__class__ = original_class(model)
+        for training in (True, False):
+            for module in modes:
+                module.training = training
+            graphs[training] = _Tracer(param_shapes_constant=True).trace(model)
+        if not torch.equal(torch.get_rng_state(), numbers) or random.getstate() != own_numbers:
+            raise _NotFollowed("its forward draws random numbers that no graph would draw again")
+    except Exception as error:
+        cause = str(error) if isinstance(error, _NotFollowed) else f"{type(error).__name__}: {error}"
+        raise UntraceableError(
+            f"{name} cannot be traced by torch.fx: {cause.strip().splitlines()[0]}"
+        ) from error
+    finally:
+        model.__class__ = kind
+        for module, training in modes.items():
+            module.training = training
+        constants = {key: vars(model).pop(key) for key in set(vars(model)) - known}
+        torch.set_rng_state(numbers)
+        random.setstate(own_numbers)
+    for graph in graphs.values():
+        for node in graph.nodes:
+            node.type = None  # an annotation is no use to generated code, and may not print as Python
+    return Traced(model, graphs, constants)
+
+
+class _NotFollowed(Exception):
+    """A cause of ours, in words."""
+
+
+def _beyond_fx(model: nn.Module) -> str:
+    if "forward" in vars(model):
+        return "its forward was replaced on the instance; replace it on the class"
+    parameters = inspect.signature(original_class(model).forward).parameters.values()
+    kinds = {parameter.kind for parameter in parameters}
+    if inspect.Parameter.VAR_POSITIONAL in kinds and inspect.Parameter.KEYWORD_ONLY in kinds:
+        return "its forward takes *args and keyword-only arguments, whose order fx would change"
+    return ""
+
+
+class _Tracer(fx.Tracer):
+    def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
+        self.modes = _modes()
+        return super().trace(*args, **kwargs)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or is_norm(m) or isinstance(m, LEAVES)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        path = self.path_of_module(m)
+        if not self.is_leaf_module(m, path) and (
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+        ):
+            raise _NotFollowed(f"{path} has a hook, and a graph calls leaves only; remove the hook")
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self.modes:
+            raise _NotFollowed("its forward changes the grad or autocast mode, which a graph would forget")
+        return super().create_node(*args, **kwargs)
+
+
+def _modes() -> tuple[Any, ...]:
+    devices = ("cpu", "cuda")
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices),
+    )
