@@ -33,12 +33,12 @@ FUNCTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], tuple[str, ...]]] 
     F.gelu: (F.gelu, ()),
     F.hardswish: (F.hardswish, ("inplace",)),
 }
-IN_PLACE_FUNCTIONS = {
+IN_PLACE_FUNCTIONS: dict[Callable[..., Any], tuple[Callable[..., Any], tuple[str, ...]]] = {
     torch.relu_: (F.relu, ()),
     F.leaky_relu_: (F.leaky_relu, ("negative_slope",)),
     F.elu_: (F.elu, ("alpha",)),
 }
-METHODS = {"relu": (F.relu, False), "relu_": (F.relu, True)}
+METHODS: dict[str, tuple[Callable[..., Any], bool]] = {"relu": (F.relu, False), "relu_": (F.relu, True)}
 ADDITIONS = {"add", "iadd", "add_", "__add__", "__iadd__", "__radd__"}
 
 
@@ -67,10 +67,14 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation
         options = {name: getattr(module, name) for name in names}
         return Activation(function, options, getattr(module, "inplace", False))
     if node.op == "call_method" and node.target in METHODS:
-        return Activation(METHODS[str(node.target)][0], {}, METHODS[str(node.target)][1])
-    if node.op == "call_function" and node.target in {**FUNCTIONS, **IN_PLACE_FUNCTIONS}:
+        function, overwrites = METHODS[str(node.target)]
+        return Activation(function, {}, overwrites)
+    if node.op == "call_function" and callable(node.target):
         overwrites = node.target in IN_PLACE_FUNCTIONS
-        function, names = (IN_PLACE_FUNCTIONS if overwrites else FUNCTIONS)[node.target]  # type: ignore[index]
+        known = IN_PLACE_FUNCTIONS if overwrites else FUNCTIONS
+        if node.target not in known:
+            return None
+        function, names = known[node.target]
         options = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
         options.pop("input", None)
         return Activation(function, options, bool(options.pop("inplace", False)) or overwrites)

@@ -61,6 +61,7 @@ def _torchvision_norms() -> tuple[type[nn.Module], ...]:
     return (FrozenBatchNorm2d,)
 
 
+TORCHVISION_NORMS = _torchvision_norms()
 # By type, never by name: what the optimizer's parameter groups and a swap take for a norm.
 NORM_TYPES: tuple[type[nn.Module], ...] = (
     Norm,
@@ -68,5 +69,5 @@ NORM_TYPES: tuple[type[nn.Module], ...] = (
     nn.GroupNorm,
     nn.LayerNorm,
     nn.RMSNorm,
-    *_torchvision_norms(),
+    *TORCHVISION_NORMS,
 )

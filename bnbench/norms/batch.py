@@ -19,7 +19,9 @@ POLICIES = ("mean", "rank0", "sequential")
 class TrackingBatchNorm2d(Norm, nn.BatchNorm2d):
     """Base of the batch norms: always with momentum, affine part and running statistics, which can be frozen.
 
-    In eval mode, or with `frozen` set (see `freeze_statistics`), the running statistics normalize.
+    In eval mode, or with `frozen` set (see `freeze_statistics`), the running statistics normalize. Activation
+    checkpointing runs a forward twice, and so moves them twice. torch's `convert_sync_batchnorm` rebuilds every
+    BatchNorm2d as a bare SyncBatchNorm, these too: swap instead.
     """
 
     momentum: float  # type: ignore[assignment]
@@ -98,6 +100,9 @@ class GhostBatchNorm2d(TrackingBatchNorm2d):
             return self.by_running(input)
         k, c = self.ghosts, self.num_features
         view = as_ghosts(input, k, self)
+        if k == 1:
+            # Not the view of it: torch's CPU kernel differentiates a viewed channels_last image wrongly.
+            return super().forward(input)
         # Momentum 1 leaves the groups' own statistics here: unbiased variance, as the running one wants it.
         mean, var = input.new_zeros(2, k * c, dtype=self.running_mean.dtype)
         output = F.batch_norm(
@@ -105,8 +110,9 @@ class GhostBatchNorm2d(TrackingBatchNorm2d):
             eps=self.eps,
         )  # fmt: skip
         with torch.no_grad():
-            track(self.running_mean, mean.view(k, c), self.momentum, self.statistics)
-            track(self.running_var, var.view(k, c), self.momentum, self.statistics)
+            if input.numel():  # without images there is nothing to learn, as in torch's BN
+                track(self.running_mean, mean.view(k, c), self.momentum, self.statistics)
+                track(self.running_var, var.view(k, c), self.momentum, self.statistics)
             self.num_batches_tracked.add_(1)
         return like_input(output.view(input.shape), input)
 

@@ -58,8 +58,9 @@ class EvoNormB0(SpansRanks):
     Input and output (N, C, H, W); gamma, beta, v (C,), v from 1. The maximum is the activation: no ReLU belongs
     behind it. With `act=False` y = gamma * x / std_B + beta. In eval mode std_B comes from the running
     variance, which is unbiased, as in our other batch norms and in timm; the TPU code's is biased.
-    Across ranks: one all_gather forward, one all_reduce of C backward. Once differentiable.
-    Raises ValueError for one value a channel in training.
+    With a process group: one all_gather forward, one all_reduce of C backward; without, nothing crosses ranks.
+    Once differentiable. Raises ValueError in training for one value a channel, and for a process group that
+    does not exist (any more) or that this rank is not in.
     """
 
     includes_activation = True
@@ -254,5 +255,4 @@ class _EvoNormB0(torch.autograd.Function):
         for part in blocks(x):
             inner = torch.addcmul(over_pixels(shift[part]), wide(x[part]), over_pixels(slope[part]))
             dx[part] += inner
-        d_v = None if v is None else d_v.sum(0)
-        return dx, d_weight.sum(0), d_bias.sum(0), d_v, *[None] * 7
+        return dx, d_weight.sum(0), d_bias.sum(0), None if v is None else d_v.sum(0), *[None] * 7

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .activation import MODULES as ACTIVATIONS
 from .places import is_norm
 
+# What fx calls the tensors that forward makes of nothing.
+CONSTANT = re.compile(r"_\w*constant_?\d+")
 # Called as they are, and never traced through; every module of torch.nn but Sequential is one too.
 LEAVES = (nn.modules.conv._ConvNd, nn.Linear, *ACTIVATIONS)
 
@@ -27,12 +30,14 @@ class Traced:
     """Both graphs of a model, by `training`: they differ by dropout and auxiliary heads.
 
     Nodes name modules by their paths, so that a graph outlives a swap. `constants` are the tensors that
-    forward makes of nothing, which fx wants to find on the model.
+    forward makes of nothing, which fx wants to find on the model. `fixed` are forward's arguments that the
+    graphs have at their defaults, None or a bool: on those a forward branches.
     """
 
     model: nn.Module
     graphs: dict[bool, fx.Graph]
     constants: dict[str, Any]
+    fixed: dict[str, Any]
 
     def __post_init__(self) -> None:
         self.modules: Mapping[str, nn.Module] = dict(self.model.named_modules())
@@ -55,7 +60,7 @@ def check_rewritable(model: nn.Module) -> None:
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the model is a ScriptModule, which is compiled already: change it before scripting")
-    if hasattr(model, "_orig_mod"):
+    if hasattr(model, "_orig_mod") or model._compiled_call_impl is not None:
         raise ValueError("the model is compiled already: change it before torch.compile")
 
 
@@ -69,42 +74,59 @@ def trace(model: nn.Module) -> Traced:
     """The graphs of the forward that `model` was built with, norms and torch.nn's modules as leaves.
 
     Raises UntraceableError with the cause: control flow that depends on data, random numbers drawn outside of
-    torch's operations on the input, a change of grad or autocast mode inside forward (fx would lose it), a
-    hook on a container (a graph calls leaves only), a forward set on the instance.
+    torch's operations on the input, attributes set or a change of grad or autocast mode inside forward (fx would
+    lose both), a hook on a container (a graph calls leaves only), a forward set on the instance.
+
+    Every part is traced in the mode of the whole: functional dropout in a part that is in another one does as
+    the whole does.
     """
     check_rewritable(model)
-    name = original_class(model).__name__
     problem = _beyond_fx(model)
     if problem:
-        raise UntraceableError(f"{name} cannot be traced by torch.fx: {problem}")
-    modes = {module: module.training for module in model.modules()}
-    kind, known = type(model), set(vars(model))
+        raise UntraceableError(f"{original_class(model).__name__} cannot be traced by torch.fx: {problem}")
+    kind, attributes = (
+        type(model),
+        [
+            (module, holder, dict(holder))
+            for module in model.modules()
+            for holder in (vars(module), module._parameters, module._buffers, module._modules)
+        ],
+    )
     numbers, own_numbers = torch.get_rng_state(), random.getstate()
-    graphs = {}
+    graphs, constants, fixed = {}, {}, {}
     try:
         model.__class__ = original_class(model)
         for training in (True, False):
-            for module in modes:
+            for module, _, _ in attributes:
                 module.training = training
-            graphs[training] = _Tracer(param_shapes_constant=True).trace(model)
+            tracer = _Tracer(param_shapes_constant=True)
+            graphs[training] = tracer.trace(model)
+            fixed = tracer.fixed
+        constants = {key: value for key, value in vars(model).items() if CONSTANT.fullmatch(key)}
+        for module, holder, before in attributes:
+            for name, value in holder.items():
+                if name != "training" and name not in constants and before.get(name, constants) is not value:
+                    raise _NotFollowed(
+                        f"its forward sets {type(module).__name__}.{name}, which no graph does"
+                    )
         if not torch.equal(torch.get_rng_state(), numbers) or random.getstate() != own_numbers:
             raise _NotFollowed("its forward draws random numbers that no graph would draw again")
     except Exception as error:
         cause = str(error) if isinstance(error, _NotFollowed) else f"{type(error).__name__}: {error}"
         raise UntraceableError(
-            f"{name} cannot be traced by torch.fx: {cause.strip().splitlines()[0]}"
+            f"{original_class(model).__name__} cannot be traced by torch.fx: {cause.strip().splitlines()[0]}"
         ) from error
     finally:
         model.__class__ = kind
-        for module, training in modes.items():
-            module.training = training
-        constants = {key: vars(model).pop(key) for key in set(vars(model)) - known}
+        for _, holder, before in attributes:
+            holder.clear()
+            holder.update(before)
         torch.set_rng_state(numbers)
         random.setstate(own_numbers)
     for graph in graphs.values():
         for node in graph.nodes:
             node.type = None  # an annotation is no use to generated code, and may not print as Python
-    return Traced(model, graphs, constants)
+    return Traced(model, graphs, constants, fixed)
 
 
 class _NotFollowed(Exception):
@@ -126,13 +148,33 @@ class _Tracer(fx.Tracer):
         self.modes = _modes()
         return super().trace(*args, **kwargs)
 
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        self.fixed: dict[str, Any] = {}
+        for name, parameter in inspect.signature(original_class(self.root).forward).parameters.items():
+            if parameter.default is None or isinstance(parameter.default, bool):
+                self.fixed[name] = parameter.default
+        # A placeholder, which stays for the signature, is neither None nor False: it would take the wrong branch.
+        return forward, [
+            self.fixed.get(str(arg.node.target), arg) if isinstance(arg, fx.Proxy) else arg for arg in args
+        ]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        # A buffer is read when the graph runs: fx would work out now what depends on buffers alone. (Its own
+        # proxy_buffer_attributes and param_shapes_constant exclude each other.)
+        if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
+            for name, buffer in self.root.named_buffers():
+                if buffer is attr_val:
+                    return self.create_proxy("get_attr", name, (), {})
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or is_norm(m) or isinstance(m, LEAVES)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
         if not self.is_leaf_module(m, path) and (
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
         ):
             raise _NotFollowed(f"{path} has a hook, and a graph calls leaves only; remove the hook")
         return super().call_module(m, forward, args, kwargs)

@@ -11,7 +11,7 @@ from torch import nn
 from .edits import why_not_moved
 from .graph import check_rewritable, trace
 from .places import norm_places
-from .rewrite import PLACEMENTS, check_inner, rewrite
+from .rewrite import PLACEMENTS, check_inner, rewrite, rewriting
 
 
 @dataclass
@@ -61,7 +61,8 @@ def place_norms(model: nn.Module, placement: str) -> PlacementReport:
     if not places:
         raise ValueError(f"place_norms: {name} holds no norm over channels to place")
     if placement == "before":
-        rewrite(model, "before")
+        if rewriting(model).placement == "after":
+            rewrite(model, "before", rewriting(model).erased)
         return PlacementReport("before", stayed={place.path: "" for place in places})
     for place in places:
         if getattr(place.module, "includes_activation", False):

@@ -35,10 +35,17 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def norm_places(model: nn.Module) -> tuple[list[Place], list[Place]]:
-    """The norms of `model` in order: those over the channels of (N, C, H, W), and the rest with reasons."""
+    """The norms of `model` in order: those over the channels of (N, C, H, W), and the rest with reasons.
+
+    A norm inside another, as a user's own layer may hold one, is a part of it.
+    """
     paths: dict[nn.Module, list[str]] = {}
+    norms: set[str] = set()
     for path, module in model.named_modules(remove_duplicate=False):
-        if is_norm(module):
+        parents = path.split(".")
+        inner = any(".".join(parents[:i]) in norms for i in range(len(parents)))
+        if is_norm(module) and not inner:
+            norms.add(path)
             paths.setdefault(module, []).append(path)
     replaceable, skipped = [], []
     for module, held_at in paths.items():

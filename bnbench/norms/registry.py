@@ -35,7 +35,8 @@ def batch_norm(
 ) -> nn.BatchNorm2d:
     """Batch normalization at any span: a device (default), `ghosts` groups inside it, or a group of ranks.
 
-    A given `process_group` spans its ranks (`torch.distributed.group.WORLD` for all of them).
+    A given `process_group` spans its ranks (`torch.distributed.group.WORLD` for all of them; before the world is
+    initialized that is None, and None is a device). Raises ValueError in training for a group that is none.
     Raises ValueError if both are asked for: nothing shares statistics with a part of another rank's batch.
     """
     check_span("bn", ghosts, process_group)

@@ -26,7 +26,7 @@ class BatchRenorm2d(SpansRanks, TrackingBatchNorm2d):
     5). With `total_steps` the three are fractions of it. `num_batches_tracked` counts the steps, so a
     resumed layer goes on where it was. `momentum` is the weight of the new batch (paper: 0.01).
 
-    Input and output (N, C, H, W). Across ranks, merge the running statistics before every step
+    Input and output (N, C, H, W). Without a process group no batch statistics cross ranks. On several ranks merge the running statistics before every step
     (`merge_running_statistics`): r and d read them. Raises ValueError for one value a channel, and for a
     schedule that ends before it begins.
     """
@@ -83,7 +83,10 @@ class BatchRenorm2d(SpansRanks, TrackingBatchNorm2d):
         with torch.no_grad():
             mean, var, count = batch_statistics(view, group)
             self.check_values(count, "in a normalization batch")
-            r, d = self._correction(mean.view(k, c), var.view(k, c))
+            find = _opaque_correction if torch.compiler.is_compiling() else correction
+            r, d = find(
+                mean.view(k, c), var.view(k, c), self.running_mean, self.running_var, *self.bounds(), self.eps
+            )
             if count:  # a batch without images leaves the statistics as they are, as in torch's BN
                 track(self.running_mean, mean.view(k, c), self.momentum)
                 track(self.running_var, var.view(k, c) * (count / (count - 1)), self.momentum)
@@ -92,16 +95,42 @@ class BatchRenorm2d(SpansRanks, TrackingBatchNorm2d):
         output = normalize(view, weight, bias, mean, var, count, self.eps, group)
         return output if k == 1 else like_input(output.view(input.shape), input)
 
-    def _correction(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """r and d (k, C) of this step."""
-        r_max, d_max = self.bounds()
-        running_std = (self.running_var + self.eps).sqrt()
-        r = (var + self.eps).sqrt() / running_std
-        d = (mean - self.running_mean) / running_std
-        return r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
-
     def extra_repr(self) -> str:
         return (
             f"{super().extra_repr()}, ghosts={self.ghosts}, r_max={self.r_max}, d_max={self.d_max}, "
             f"warmup={self.warmup:g}, r_end={self.r_end:g}, d_end={self.d_end:g}"
         )
+
+
+def correction(
+    mean: Tensor,
+    var: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    r_max: Tensor,
+    d_max: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """r and d (k, C) of k groups' mean and biased variance (k, C), by the running (C,) and the bounds ()."""
+    running_std = (running_var + eps).sqrt()
+    r = (var + eps).sqrt() / running_std
+    d = (mean - running_mean) / running_std
+    return r.clamp(1 / r_max, r_max), d.clamp(-d_max, d_max)
+
+
+# torch.compile works r and d out again in the backward pass, from running statistics that this step has moved
+# by then: a gradient of gamma that is silently wrong (pytorch #197039). It does not look into an operator.
+_opaque_correction = torch.library.custom_op(
+    "bnbench::renorm_correction",
+    correction,
+    mutates_args=(),
+    schema=(
+        "(Tensor mean, Tensor var, Tensor running_mean, Tensor running_var, Tensor r_max, Tensor d_max, float eps)"
+        " -> (Tensor, Tensor)"
+    ),
+)
+
+
+@_opaque_correction.register_fake
+def _(mean: Tensor, var: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(var)

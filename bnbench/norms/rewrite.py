@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -46,29 +47,18 @@ def check_inner(model: nn.Module) -> None:
             )
 
 
-def active_norms(model: nn.Module) -> set[str]:
-    """The paths of the norms that include the activation, and run it."""
-    return {
-        place.path
-        for place in norm_places(model)[0]
-        if getattr(place.module, "includes_activation", False) and getattr(place.module, "act", True)
-    }
-
-
 def rewrite(
-    model: nn.Module, placement: str, *, traced: Traced | None = None, active: Collection[str] | None = None
+    model: nn.Module, placement: str, erase: Collection[str] = (), traced: Traced | None = None
 ) -> None:
-    """Make `model` run with its norms placed so, and without a ReLU behind the norms at `active`.
+    """Make `model` run with its norms placed so, and without the ReLU behind the norms at the paths `erase`.
 
-    `active`: paths of the norms that include an activation, by default those of the model as it is. Consumes
-    `traced`. Leaves the class that the model was built with where there is nothing to rewrite.
+    Consumes `traced`. Leaves the class that the model was built with where there is nothing to rewrite.
     """
-    active = active_norms(model) if active is None else active
-    if placement == "before" and not active:
+    if placement == "before" and not erase:
         model.__class__ = original_class(model)
         return
     traced = trace(model) if traced is None else traced
-    erased = erase_relus(traced, active)
+    erased = erase_relus(traced, erase)
     moved = move_norms(traced, {p.path for p in norm_places(model)[0]}) if placement == "after" else []
     if not erased and not moved:
         model.__class__ = original_class(model)
@@ -88,7 +78,8 @@ def install(traced: Traced, how: Rewriting) -> None:
         "bnbench_rewriting": how,
         **traced.constants,
     }
-    kind = type(how.origin)(how.origin.__name__, (how.origin,), body)
+    metaclass: Any = type(how.origin)
+    kind = metaclass(how.origin.__name__, (how.origin,), body)
     try:
         model.__class__ = kind
         forwards = {}
@@ -96,16 +87,26 @@ def install(traced: Traced, how: Rewriting) -> None:
             graph.lint()
             # Only the function is kept: a GraphModule would hold this model's parameters for its copies.
             forwards[training] = type(fx.GraphModule(model, graph)).forward
-        kind.forward = _by_mode(how.origin.forward, forwards[True], forwards[False])
+        kind.forward = _by_mode(how.origin.forward, forwards, traced.fixed)
     except BaseException:
         model.__class__ = before
         raise
 
 
 def _by_mode(
-    original: Callable[..., Any], training: Callable[..., Any], evaluation: Callable[..., Any]
+    original: Callable[..., Any], forwards: dict[bool, Callable[..., Any]], fixed: dict[str, Any]
 ) -> Callable[..., Any]:
+    training, evaluation = forwards[True], forwards[False]
+    names = list(inspect.signature(original).parameters)[1:]
+    checked = [(names.index(name), name, default) for name, default in fixed.items()]
+
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for i, name, default in checked:
+            if (args[i] if i < len(args) else kwargs.get(name, default)) is not default:
+                raise ValueError(
+                    f"{type(self).__name__} was rewritten with its forward's default {name}={default!r}, and "
+                    "runs with no other: a graph has one branch"
+                )
         if self.training:
             return training(self, *args, **kwargs)
         return evaluation(self, *args, **kwargs)
@@ -128,16 +129,17 @@ def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
     how = rewriting(self)
-    return _unpickled, (how.origin, how.placement), self.__getstate__()
+    return _unpickled, (how.origin, how.placement, how.erased), self.__getstate__()
 
 
-def _unpickled(origin: type[nn.Module], placement: str) -> nn.Module:
+def _unpickled(origin: type[nn.Module], placement: str, erased: tuple[str, ...]) -> nn.Module:
     """An empty model that rewrites itself once its state is there."""
 
     def set_state(self: nn.Module, state: dict[str, Any]) -> None:
         self.__class__ = origin
         self.__setstate__(state)
-        rewrite(self, placement)
+        rewrite(self, placement, erased)
 
-    kind: Any = type(origin)(origin.__name__, (origin,), {"__setstate__": set_state})
+    metaclass: Any = type(origin)
+    kind = metaclass(origin.__name__, (origin,), {"__setstate__": set_state})
     return kind.__new__(kind)

@@ -24,6 +24,8 @@ def merge_running_statistics(model: nn.Module, policy: str) -> None:
     the same, and every route to one NBS agrees. `rank0`: those of rank 0, as plain DDP's
     broadcast_buffers would have left them. Call it on every rank, before evaluation and checkpoints.
     """
+    if policy not in ("mean", "rank0"):
+        raise ValueError(f"merge_running_statistics: policy={policy!r} is unknown; known: mean, rank0")
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     running = list(running_statistics(model).values())
@@ -34,7 +36,6 @@ def merge_running_statistics(model: nn.Module, policy: str) -> None:
         dist.all_reduce(flat)  # gloo has no average
         flat /= dist.get_world_size()
     else:
-        assert policy == "rank0", policy
         dist.broadcast(flat, src=0)
     for buffer, merged in zip(running, flat.split([b.numel() for b in running]), strict=True):
         buffer.copy_(merged)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .audit import Skip, Swap, SwapReport
+from .base import Norm
 from .channel import largest_groups
 from .edits import relu_behind
 from .graph import Traced, UntraceableError, check_rewritable, trace
@@ -16,9 +17,12 @@ from .places import FOREIGN_FEATURES, Place, norm_places
 from .registry import WEIGHT_STANDARDIZED, build_norm, find_builder
 from .residual import ResidualInit, branches_of, carry_out, plan_residual
 from .rewrite import check_inner, rewrite, rewriting
-from .settings import remember, remembered
+from .settings import BUILT_AS, settings_for, settings_of
 from .standardize import convs_by_order, convs_to_standardize
 from .weight import WSConv2d, plain
+
+# What an initialized layer's weight was set to, and what it was before.
+BEFORE_INIT = "bnbench_before_init"
 
 
 def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
@@ -38,7 +42,8 @@ def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
 
     FRN and EvoNorm include the activation: the ReLU that alone reads such a layer's output is taken out of the
     traced graph, in both modes. Where there is none, or torch.fx cannot follow the model, the layer runs with
-    `act=False`; with that option given, all do. A later swap to another kind brings the ReLUs back. `ws_gn`
+    `act=False`; with that option given, all do. A user's own kind says so by `includes_activation = True`, and
+    by an option `act` if it can do without. A later swap to another kind brings the ReLUs back. `ws_gn`
     and `ws_bn` make every Conv2d that a norm follows a WSConv2d, and other kinds make it a Conv2d again.
     `none` starts the residual branches as `init` says (`initialize_residual`). A placement stays as it is.
 
@@ -46,7 +51,8 @@ def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
     holds none, is compiled or wrapped for training already, or (UntraceableError) has no graph for `init`; for
     a kind that includes the activation while the placement is `after`.
     """
-    defaults = {p.name: p.default for p in inspect.signature(find_builder(kind)).parameters.values()}
+    known = inspect.signature(find_builder(kind)).parameters
+    defaults = {name: parameter.default for name, parameter in known.items()}
     check_rewritable(model)
     check_inner(model)
     places, skipped = norm_places(model)
@@ -69,13 +75,13 @@ def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
             f"swap_norms: {kind} includes the activation, and the model's placement is after it: "
             'place_norms(model, "before") first'
         )
-    chooses_act = includes and "act" in defaults and options.get("act", True)
+    active = includes and getattr(first, "act", True)
     init = options.get("init", defaults["init"]) if kind == "none" else "none"
     standardizes = kind in WEIGHT_STANDARDIZED
     traced = None
     if placement == "after":
         traced = trace(model)
-    elif chooses_act or standardizes:
+    elif active or standardizes:
         try:
             traced = trace(model)
         except UntraceableError as error:
@@ -83,21 +89,25 @@ def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
 
     layers = {}
     for place in places:
-        given, act = options, ""
-        if chooses_act:
-            act = _why_no_relu(traced, place.path)
-            given = {**options, "act": not act}
-        new, note = _build(kind, place, given, defaults)
-        _carry_over(place.module, new, model, report)
-        _report(report, place, new, note, act)
-        layers[place.path] = new
-    if chooses_act:
-        report.activations_removed = [path for path in layers if path not in report.without_activation]
+        given = options
+        if active:
+            no_relu = _why_no_relu(traced, place.path)
+            if not no_relu:
+                report.activations_removed.append(place.path)
+            elif "act" in defaults:
+                report.without_activation[place.path] = no_relu
+            if "act" in defaults:
+                given = {**options, "act": not no_relu}
+        layers[place.path], groups = _build(kind, place, given, defaults)
+        if groups is not None:
+            report.groups_changed[place.path] = groups
+        _carry_over(place.module, layers[place.path], model, report)
+        _note(report, place, layers[place.path])
     convs = _plan_convs(model, traced if standardizes else None, standardizes, list(layers), report)
     if init != "none":
         report.init = plan_residual(branches_of(model), init, layers.__getitem__)
 
-    rewrite(model, placement, traced=traced, active=report.activations_removed)
+    rewrite(model, placement, report.activations_removed, traced)
     for place in places:
         _put(model, place.paths, layers[place.path])
     for paths, conv in convs:
@@ -108,22 +118,24 @@ def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
 
 
 def _build(
-    kind: str, place: Place, options: dict[str, Any], defaults: dict[str, Any]
-) -> tuple[nn.Module, str]:
-    """The layer for a place, and what had to differ from what was asked."""
-    options = {**remembered(kind, place.module), **options}
-    note = ""
-    asked = options.get("num_groups", defaults.get("num_groups"))
+    kind: str, place: Place, options: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[nn.Module, tuple[int, int] | None]:
+    """The layer for a place, and the group count asked and taken where they differ."""
+    known = settings_of(place.module)
+    options = {**settings_for(kind, known), **options}
+    asked, groups = options.get("num_groups", defaults.get("num_groups")), None
     if isinstance(asked, int) and asked > 0 and place.num_features % asked:
         options["num_groups"] = largest_groups(place.num_features, asked)
-        note = f"num_groups {options['num_groups']}, not {asked}: {place.num_features} channels"
+        groups = (asked, options["num_groups"])
     new = build_norm(kind, place.num_features, **options)
-    remember(place.module, new)
-    if hasattr(new, "path"):
+    if not isinstance(new, nn.Module):
+        raise ValueError(f"norm {kind!r} must build an nn.Module; it gave a {type(new).__name__}")
+    setattr(new, BUILT_AS, known)
+    if isinstance(new, Norm):
         new.path = place.path
     else:
         setattr(new, FOREIGN_FEATURES, place.num_features)
-    return new, note
+    return new, groups
 
 
 def _why_no_relu(traced: Traced | None, path: str) -> str:
@@ -132,44 +144,48 @@ def _why_no_relu(traced: Traced | None, path: str) -> str:
     return "" if relu_behind(traced, path) else "no ReLU behind it alone"
 
 
-def _report(report: SwapReport, place: Place, new: nn.Module, note: str, act: str) -> None:
-    if note:
-        groups = note.replace(",", " ").replace(":", " ").split()
-        report.groups_changed[place.path] = (int(groups[3]), int(groups[1]))
-    if act:
-        report.without_activation[place.path] = act
-    hooked = place.module._forward_hooks or place.module._forward_pre_hooks or place.module._backward_hooks
-    notes = [note, f"act=False: {act}" if act else "", "its hooks are gone with it" if hooked else ""]
-    old, name = type(place.module).__name__, type(new).__name__
-    report.replaced.append(Swap(place.path, old, name, place.num_features, "; ".join(filter(None, notes))))
+def _note(report: SwapReport, place: Place, new: nn.Module) -> None:
+    """Report one replaced layer."""
+    old, notes = place.module, []
+    if place.path in report.groups_changed:
+        asked, taken = report.groups_changed[place.path]
+        notes.append(f"num_groups {taken}, not {asked}: {place.num_features} channels")
+    if place.path in report.without_activation:
+        notes.append(f"act=False: {report.without_activation[place.path]}")
+    if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks or old._backward_pre_hooks:
+        notes.append("its hooks are gone with it")
+    swap = Swap(place.path, type(old).__name__, type(new).__name__, place.num_features, "; ".join(notes))
+    report.replaced.append(swap)
+    for module, sign in ((new, 1), (old, -1)):
+        report.parameters += sign * sum(p.numel() for p in module.parameters())
+        report.buffers += sign * sum(b.numel() for b in module.buffers())
 
 
 def _carry_over(old: nn.Module, new: nn.Module, model: nn.Module, report: SwapReport) -> None:
     """Give the new layer the old one's device, dtype, mode, and tensors of the same name and shape."""
     held: dict[str, Tensor] = {**dict(old.named_parameters()), **dict(old.named_buffers())}
-    tensors = [*held.values(), *model.parameters()]
-    floating = next((t for t in tensors if t.is_floating_point()), None)
+    # Lazily: the model's own are asked only where the layer has none, as every layer of a deep net would else.
+    floating = next(
+        (t for ts in (held.values(), model.parameters()) for t in ts if t.is_floating_point()), None
+    )
     if floating is not None:
         new.to(device=floating.device, dtype=floating.dtype)
     wanted = {**dict(new.named_parameters()), **dict(new.named_buffers())}
-    untrained = getattr(old, "bnbench_before_init", None)
+    value, untrained = getattr(old, BEFORE_INIT, (0.0, None))
     for name, tensor in wanted.items():
         mine = held.get(name)
         if mine is None or mine.shape != tensor.shape:
             report.fresh[name] += 1
             continue
-        if name == "weight" and untrained is not None and bool((mine == mine.flatten()[0]).all()):
-            mine = untrained.to(mine)
-        with torch.no_grad():
-            tensor.copy_(mine)
+        source = mine.detach()
+        if name == "weight" and untrained is not None and bool((source == value).all()):
+            source = untrained.to(source)
+        tensor.data = source.clone()  # also its dtype: statistics may be fp32 beside weights that are not
         if isinstance(mine, nn.Parameter) and isinstance(tensor, nn.Parameter):
             tensor.requires_grad_(mine.requires_grad)
     for name, tensor in held.items():
         if name not in wanted or wanted[name].shape != tensor.shape:
             report.not_carried[name] += 1
-    for mine, sign in ((new, 1), (old, -1)):
-        report.parameters += sign * sum(p.numel() for p in mine.parameters())
-        report.buffers += sign * sum(b.numel() for b in mine.buffers())
     new.train(old.training)
 
 
@@ -192,6 +208,7 @@ def _plan_convs(
     for conv, held_at in paths.items():
         wanted = any(path in chosen for path in held_at)
         if wanted and not isinstance(conv, WSConv2d):
+            assert isinstance(conv, nn.Conv2d)
             changed.append((held_at, WSConv2d.of(conv)))
         elif not wanted and isinstance(conv, WSConv2d):
             changed.append((held_at, plain(conv)))
@@ -207,6 +224,8 @@ def _put(model: nn.Module, paths: list[str] | tuple[str, ...], module: nn.Module
 
 def _start_branches(init: ResidualInit, layers: dict[str, nn.Module]) -> None:
     """Carry out the initialization; the layers keep what they had, for a swap back before any training."""
-    for path in init.weights:
-        layers[path].bnbench_before_init = layers[path].weight.detach().clone()  # type: ignore[union-attr,operator]
+    for path, value in init.weights.items():
+        weight = layers[path].weight
+        assert isinstance(weight, Tensor)
+        setattr(layers[path], BEFORE_INIT, (value, weight.detach().clone()))
     carry_out(init, layers.__getitem__)

@@ -35,11 +35,8 @@ class SpansRanks(Norm):
             return False
         try:
             rank = dist.get_rank(self.process_group)
-        except (
-            ValueError,
-            RuntimeError,
-            TypeError,
-        ):  # no world, another world's, destroyed, or no group at all
+        except (ValueError, RuntimeError, TypeError):
+            # No world, another world's group, a destroyed one, or no group at all.
             raise ValueError(
                 f"{self.where}: process_group={self.process_group!r} is no process group of an initialized "
                 "torch.distributed: initialize it before building the layer, and build the layer anew after "
@@ -69,9 +66,11 @@ class SyncBatchNorm2d(SpansRanks, TrackingBatchNorm2d):
     Backward: one all_reduce of [sum dy, sum dy * xhat]. The gradients of gamma and beta stay local, and
     DDP averages them. With uneven batches scale each rank's loss by ranks * n_rank / n.
 
-    Not a subclass of torch's SyncBatchNorm, which DDP refuses on CPU.
+    Not a subclass of torch's SyncBatchNorm, which DDP refuses on CPU. torch.compile breaks the graph at the
+    gathering: the host reads how many values there are.
 
-    Raises ValueError if the whole group has one value a channel.
+    Raises ValueError in training if the whole group has one value a channel (on CPU: the fused kernels do not
+    count), and for a process group that does not exist (any more) or that this rank is not in.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class VirtualBatchNet(nn.Module):
     """`model` with a reference batch put before every input, and its outputs taken off again.
 
     `reference` (n, 3, H, W): images as the model takes them, the same on every rank; kept as a buffer.
-    Outputs may be tensors or (named) tuples of them, as of a network with auxiliary heads.
+    Outputs may be tensors or (named) tuples, lists or mappings of them, as of a network with auxiliary heads.
     """
 
     reference: Tensor
@@ -83,7 +83,9 @@ class VirtualBatchNet(nn.Module):
     def _strip(self, output: Any) -> Any:
         if isinstance(output, Tensor):
             return output[len(self.reference) :]
-        if isinstance(output, Sequence):
+        if isinstance(output, Mapping):
+            return type(output)({key: self._strip(part) for key, part in output.items()})  # type: ignore[call-arg]
+        if isinstance(output, (tuple, list)):
             parts = [self._strip(part) for part in output]
             return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)  # type: ignore[call-arg]
         return output
