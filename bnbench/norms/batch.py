@@ -57,8 +57,8 @@ class BatchNorm2d(TrackingBatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        self.check_input(input)
         if self.uses_running:
-            self.check_input(input)
             return self.by_running(input)
         self.check_values(input.numel() // self.num_features, "in the batch")
         return super().forward(input)

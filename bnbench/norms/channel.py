@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Norm
+from .blocks import wide
 
 
 class GroupNorm(Norm, nn.GroupNorm):
@@ -55,9 +56,12 @@ class LayerNorm2d(Norm):
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
         self.check_values(self.num_features, "of a pixel")
-        pixels = input.permute(0, 2, 3, 1)
-        output = F.layer_norm(pixels, (self.num_features,), self.weight, self.bias, self.eps)
-        output = output.permute(0, 3, 1, 2)
+        # torch's CPU kernel sums the gradients of gamma and beta in the input's dtype: bf16 stops at 2^8 pixels.
+        x, weight, bias = input, self.weight, self.bias
+        if not input.is_cuda:
+            x, weight, bias = wide(x), wide(weight), wide(bias)
+        output = F.layer_norm(x.permute(0, 2, 3, 1), (self.num_features,), weight, bias, self.eps)
+        output = (output if input.is_cuda else output.to(input.dtype)).permute(0, 3, 1, 2)
         return output.contiguous() if input.is_contiguous() else output
 
     def extra_repr(self) -> str:

@@ -137,7 +137,7 @@ def _imported(path: str) -> Callable[..., nn.Module]:
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: an empty name
         raise ValueError(f"norm {path!r} cannot be imported: {error}") from None
     if not callable(found):
         raise ValueError(f"norm {path!r} is not callable: it must build a layer from num_features")

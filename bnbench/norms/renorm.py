@@ -26,9 +26,9 @@ class BatchRenorm2d(SpansRanks, TrackingBatchNorm2d):
     5). With `total_steps` the three are fractions of it. `num_batches_tracked` counts the steps, so a
     resumed layer goes on where it was. `momentum` is the weight of the new batch (paper: 0.01).
 
-    Input and output (N, C, H, W). Without a process group no batch statistics cross ranks. On several ranks merge the running statistics before every step
-    (`merge_running_statistics`): r and d read them. Raises ValueError for one value a channel, and for a
-    schedule that ends before it begins.
+    Input and output (N, C, H, W). Without a process group no batch statistics cross ranks. On several ranks
+    merge the running statistics before every step (`merge_running_statistics`): r and d read them. Raises
+    ValueError for one value a channel, a schedule that ends before it begins, a process group that is none.
     """
 
     def __init__(
