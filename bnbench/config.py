@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from bnbench import catalog
+from bnbench import catalog, dotted
 from bnbench.records import digest
 from bnbench.span import DEVICE, Span, span_of
 
@@ -42,13 +42,107 @@ def _positive(key: str, value: float | None, minimum: float = 0, inclusive: bool
 class ModelConfig:
     __pydantic_config__ = STRICT
     name: str
-    width: Int = 16
-    stem_stride: Int = 1
+    width: Int | None = None
+    stem_stride: Int | None = None
+    preact: bool | None = None
+    depth: Int | None = None
+    growth: Int | None = None
+    aux_weight: Float | None = None
+    weights: str | None = None
+    options: dict[str, Any] | None = None  # of a user's own model
 
     def __post_init__(self) -> None:
-        catalog.check_known("model", self.name, catalog.MODELS)
-        _positive("model.width", self.width)
-        _positive("model.stem_stride", self.stem_stride)
+        if dotted.is_dotted(self.name):
+            dotted.check_findable("model.name", self.name)
+        else:
+            catalog.check_known("model", self.name, catalog.MODELS)
+        for key in self.info.uses:
+            if key != "weights" and getattr(self, key) is None:
+                raise ValueError(
+                    f"model.{key} has no value, and model={self.name} needs one: give model.{key}=..."
+                )
+        for key in ("width", "stem_stride", "depth", "growth"):
+            _positive(f"model.{key}", getattr(self, key))
+        _positive("model.aux_weight", self.aux_weight, inclusive=True)
+        if "depth" in self.info.uses:
+            assert self.depth is not None
+            catalog.check_depth(self.name, self.depth)
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise ValueError(
+                f"model.weights={self.weights} is not there: give a file that torch.save wrote, or null"
+            )
+
+    @property
+    def info(self) -> catalog.ModelInfo:
+        if dotted.is_dotted(self.name):
+            return catalog.ModelInfo(catalog.CUSTOM, "your own", ("weights", "options"), 1, 1)
+        return catalog.MODELS[self.name]
+
+    @property
+    def label(self) -> str:
+        """The name in a run's: of a dotted path its last part."""
+        return self.name.rpartition(".")[2]
+
+    def check_side(self, side: int, one_value: tuple[str, str] | None) -> None:
+        """Raise ValueError if images of this height and width are too small to train on.
+
+        `one_value` says what leaves one value a channel where a map has shrunk to one pixel, and a way out
+        beside larger images; None: nothing does.
+        """
+        smallest, one_image = self.info.sides(self.aux_weight)
+        one_image = 1 + (one_image - 1) * (self.stem_stride or 1)
+        asked = f"model={self.name} on images of {side}x{side}"
+        if side < smallest:
+            without = self.info.sides_without_aux
+            drop = self.aux_weight != 0 and without is not None and side >= without[0]
+            out = ", or model.aux_weight=0 to leave its auxiliary head out" if drop else ""
+            raise ValueError(
+                f"{asked}: its maps would end before its layers do; it needs {smallest}x{smallest} "
+                f"(data.image_size, where the data has one), or another model{out}"
+            )
+        if one_value is not None and side < one_image:
+            cause, other_way = one_value
+            raise ValueError(
+                f"{asked} with {cause}: its last maps are one pixel, and one value has no variance; choose "
+                f"{other_way}, or images from {one_image}x{one_image}"
+            )
+
+    def builder_options(self) -> dict[str, Any]:
+        """What `models.build_model` takes beside the name, the classes and the norm."""
+        given = {key: getattr(self, key) for key in self.info.uses if key != "options"}
+        return (self.options or {}) | {key: value for key, value in given.items() if value is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What defines the network and its start: weights by their content, never by their path."""
+        known = {"name": self.name, **{key: getattr(self, key) for key in self.info.uses}}
+        del known["weights"]
+        if self.weights is not None:
+            known["weights"] = _file_digest(self.weights)
+        if dotted.is_dotted(self.name):
+            known["source"] = dotted.source_digest(self.name)
+        return known
+
+    def ignored(self) -> dict[str, Any]:
+        """The settings given here that this model does not read."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
+        return {k: v for k, v in values.items() if v is not None and k not in self.info.uses}
+
+    def without_ignored(self) -> ModelConfig:
+        nothing: dict[str, Any] = dict.fromkeys(self.ignored())
+        return dataclasses.replace(self, **nothing)
+
+
+@functools.cache  # one reading serves every run of a sweep
+def _file_digest(path: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+CHOICES = {
+    "statistics": catalog.STATISTICS_POLICIES,
+    "placement": catalog.PLACEMENTS,
+    "init": catalog.INITS,
+}
 
 
 @dataclass(frozen=True)
@@ -60,36 +154,115 @@ class NormConfig:
     momentum: Float | None = None
     eps: Float | None = None
     num_groups: Int | None = None
+    r_max: Float | None = None
+    d_max: Float | None = None
+    warmup: Float | None = None
+    r_end: Float | None = None
+    d_end: Float | None = None
+    reference_size: Int | None = None
+    after: Float | None = None
+    learn_eps: bool | None = None
+    affine: bool | None = None
+    init: str | None = None
+    placement: str = "before"
+    family: str | None = None  # this and options: of a user's own norm
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        catalog.check_known("norm", self.name, catalog.NORMS)
+        if dotted.is_dotted(self.name):
+            dotted.check_findable("norm.name", self.name)
+            if self.family is None:
+                raise ValueError(f"norm.name={self.name} is your own norm: choose norm=custom with it")
+            catalog.check_known("norm.family", self.family, catalog.FAMILIES)
+        else:
+            catalog.check_known("norm", self.name, catalog.NORMS)
         for key in self.info.uses:
             if key != "batch_size" and getattr(self, key) is None:  # NBS alone has a default to derive
                 raise ValueError(
                     f"norm.{key} has no value, and norm={self.name} needs one: give norm.{key}=..."
                 )
-        if self.statistics is not None:
-            catalog.check_known("norm.statistics", self.statistics, catalog.STATISTICS_POLICIES)
+        for key, known in CHOICES.items():
+            if getattr(self, key) is not None:
+                catalog.check_known(f"norm.{key}", getattr(self, key), known)
+        if self.placement == "after" and self.info.includes_activation:
+            raise ValueError(
+                f"norm.placement=after with norm={self.name}: it includes the activation, so that there is none "
+                "to come after; leave norm.placement=before, or choose another norm"
+            )
         if self.momentum is not None and not 0 < self.momentum <= 1:
             raise ValueError(
                 f"norm.momentum={self.momentum} must lie in (0, 1]: torch's convention, the weight of the new "
                 "batch (a paper's decay of 0.9 is momentum 0.1 here)"
             )
-        _positive("norm.eps", self.eps)
-        _positive("norm.num_groups", self.num_groups)
+        for key in ("eps", "num_groups", "reference_size"):
+            _positive(f"norm.{key}", getattr(self, key))
+        if self.after is not None and not 0 <= self.after < 1:
+            raise ValueError(f"norm.after={self.after} is a fraction of training: it must lie in [0, 1)")
+        if self.init == "zero_gamma" and self.affine is False:
+            raise ValueError(
+                "norm.init=zero_gamma zeroes the scale that norm.affine=false leaves out: set norm.affine=true, "
+                "or choose norm.init=none or fixup"
+            )
+        self._check_renorm_schedule()
+
+    def _check_renorm_schedule(self) -> None:
+        _positive("norm.r_max", self.r_max, minimum=1, inclusive=True)
+        _positive("norm.d_max", self.d_max, inclusive=True)
+        times = {key: getattr(self, key) for key in ("warmup", "r_end", "d_end")}
+        given = {key: value for key, value in times.items() if value is not None}
+        for key, value in given.items():
+            _positive(f"norm.{key}", value, inclusive=True)
+        words = ", ".join(f"norm.{key}={value:g}" for key, value in given.items())
+        if not all(value <= 1 for value in given.values()) and any(value % 1 for value in given.values()):
+            raise ValueError(f"{words}: give all as fractions of training (at most 1), or all as whole steps")
+        for key in ("r_end", "d_end"):
+            if self.warmup is not None and given.get(key, math.inf) < self.warmup:
+                raise ValueError(
+                    f"norm.{key}={given[key]:g} comes before norm.warmup={self.warmup:g}: the limits open only "
+                    "then; raise it, or lower norm.warmup"
+                )
+
+    @property
+    def in_fractions(self) -> bool:
+        """Whether warmup, r_end and d_end are fractions of training rather than steps."""
+        return all(t is not None and t <= 1 for t in (self.warmup, self.r_end, self.d_end))
 
     @property
     def info(self) -> catalog.NormInfo:
-        return catalog.NORMS[self.name]
+        if not dotted.is_dotted(self.name):
+            return catalog.NORMS[self.name]
+        uses = ("batch_size", "family", "options") if self.family == "batch" else ("family", "options")
+        return catalog.NormInfo(str(self.family), "your own", uses)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The keys that this norm reads as it is set: frozen from the start, it has nothing to track."""
+        if self.frozen_from_start:
+            return tuple(key for key in self.info.uses if key in ("eps", "after"))
+        return self.info.uses
+
+    @property
+    def frozen_from_start(self) -> bool:
+        return self.name == "frozen" and self.after == 0
 
     def ignored(self) -> dict[str, Any]:
         """The settings given here that this kind does not read."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "name"}
-        return {k: v for k, v in values.items() if v is not None and k not in self.info.uses}
+        always = ("name", "placement")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in always}
+        read = set(self.info.uses) - ({"batch_size"} if self.frozen_from_start else set())
+        return {k: v for k, v in values.items() if v is not None and k not in read}
 
     def without_ignored(self) -> NormConfig:
         nothing: dict[str, Any] = dict.fromkeys(self.ignored())
         return dataclasses.replace(self, **nothing)
+
+
+# Keys that not all data read, and that these need.
+DATA_KEYS = {
+    "image_folder": ("root", "image_size"),
+    "cifar10": ("root",),
+    "synthetic": ("image_size", "num_classes", "train_images", "test_images"),
+}
 
 
 @dataclass(frozen=True)
@@ -104,25 +277,33 @@ class DataConfig:
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
     max_train: Int | None = None
     max_test: Int | None = None
+    num_classes: Int | None = None
+    train_images: Int | None = None
+    test_images: Int | None = None
+    options: dict[str, Any] | None = None  # of a user's own data
 
     def __post_init__(self) -> None:
-        catalog.check_known("data", self.name, catalog.DATASETS)
+        if dotted.is_dotted(self.name):
+            dotted.check_findable("data.name", self.name)
+        else:
+            catalog.check_known("data", self.name, catalog.DATASETS)
         catalog.check_known("data.augment", self.augment, catalog.AUGMENTATIONS)
-        for key in ("image_size", "max_train", "max_test"):
+        for key in ("image_size", "max_train", "max_test", "num_classes", "train_images", "test_images"):
             _positive(f"data.{key}", getattr(self, key))
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ValueError(
                 f"data.mean={list(self.mean)}, data.std={list(self.std)}: three finite numbers each, "
                 "the deviations positive"
             )
-        reads = {"image_folder": ("root", "image_size"), "cifar10": ("root",)}.get(self.name, ())
-        for key in ("root", "image_size"):
+        reads = DATA_KEYS.get(self.name, ())
+        for key in sorted({key for keys in DATA_KEYS.values() for key in keys} | {"options"}):
             value = getattr(self, key)
             if key in reads and value is None:
                 raise ValueError(
                     f"data.{key} has no value, and data={self.name} needs one: give data.{key}=..."
                 )
-            if key not in reads and value is not None:
+            may = ("image_size", "options") if dotted.is_dotted(self.name) else reads
+            if key not in may and value is not None:
                 raise ValueError(f"data.{key}={value} would be ignored by data={self.name}: leave it out")
         if self.name == "image_folder":
             assert self.root is not None
@@ -133,10 +314,28 @@ class DataConfig:
                         "each with one folder of images per class"
                     )
 
+    @property
+    def side(self) -> int | None:
+        """Height and width of the images as the model sees them; None if only a user's own data knows."""
+        return {"digits": 16, "cifar10": 32}.get(self.name, self.image_size)
+
+    @property
+    def label(self) -> str | None:
+        """What every output says beside numbers on this data."""
+        return catalog.DATA_LABELS.get(self.name)
+
     def identity(self) -> dict[str, Any]:
         """What defines the data: never its path. A folder is known by the names of the files in it."""
         known = dataclasses.asdict(self)
         del known["root"], known["download"]
+        # Keys of other data, so that a new one changes no identity that is written already.
+        for key in ("num_classes", "train_images", "test_images", "options"):
+            if known[key] is None:
+                del known[key]
+        if dotted.is_dotted(self.name):
+            known["source"] = dotted.source_digest(self.name)
+        if self.label is not None:
+            known["label"] = self.label
         if self.name == "image_folder":
             assert self.root is not None
             known["files"] = _listing_digest(self.root)
@@ -278,6 +477,15 @@ class RunConfig:
                 f"optim.warmup_epochs={self.optim.warmup_epochs} is longer than epochs={self.epochs}: lower it"
             )
         _ = self.span  # raises where the NBS cannot be reached
+        if self.data.side is not None:
+            self.model.check_side(self.data.side, self._one_value)
+        if self.norm.name == "ghost" and self.span.kind != "ghost":
+            divisors = [n for n in range(1, self.per_device_batch) if self.per_device_batch % n == 0]
+            asked = "null" if self.norm.batch_size is None else self.norm.batch_size
+            raise ValueError(
+                f"norm.batch_size={asked} with norm=ghost must lie below the per-device batch of "
+                f"{self.per_device_batch} and divide it: choose {', '.join(map(str, divisors)) or 'norm=bn'}"
+            )
 
     @property
     def per_device_batch(self) -> int:
@@ -286,7 +494,7 @@ class RunConfig:
     @property
     def nbs(self) -> int | None:
         """Images that share statistics; None for a norm that treats each image by itself."""
-        if self.norm.info.family != "batch":
+        if self.norm.info.family != "batch" or self.norm.frozen_from_start:
             return None
         if self.norm.name == "syncbn":
             return self.global_batch
@@ -296,26 +504,43 @@ class RunConfig:
     def span(self) -> Span:
         if self.nbs is None:
             return DEVICE
-        return span_of(self.nbs, self.per_device_batch, self.trainer.world_size)
+        return span_of(self.nbs, self.per_device_batch, self.trainer.world_size, self.trainer.devices)
 
     @property
     def kind(self) -> str:
-        """The norm that a run's identity names: `syncbn` is `bn` at world."""
+        """The norm that a run's identity names: `syncbn` is `bn` at world, `ghost` is `bn` below a device."""
         return self.norm.info.alias_of or self.norm.name
+
+    @property
+    def _one_value(self) -> tuple[str, str] | None:
+        """What takes each channel of each image by itself, so that a map of one pixel has no variance."""
+        if self.norm.name == "in":
+            return "norm=in", "another norm"
+        if self.nbs == 1 and not dotted.is_dotted(self.norm.name):
+            return "an NBS of 1", "norm.batch_size=2 or more"
+        return None
 
     def ignored(self) -> dict[str, Any]:
         """Settings of this run that nothing would read."""
-        norm = {f"norm.{key}": value for key, value in self.norm.ignored().items()}
-        return norm | {f"optim.{key}": value for key, value in self.optim.ignored().items()}
+        parts = {"model": self.model.ignored(), "norm": self.norm.ignored(), "optim": self.optim.ignored()}
+        return {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
 
     def without_ignored(self) -> RunConfig:
-        return dataclasses.replace(self, norm=self.norm.without_ignored(), optim=self.optim.without_ignored())
+        return dataclasses.replace(
+            self,
+            model=self.model.without_ignored(),
+            norm=self.norm.without_ignored(),
+            optim=self.optim.without_ignored(),
+        )
 
     def identity(self) -> dict[str, Any]:
         """What defines this run; two runs with equal identities are the same measurement."""
-        norm = {key: getattr(self.norm, key) for key in self.norm.info.uses if key != "batch_size"}
+        norm = {key: getattr(self.norm, key) for key in self.norm.reads if key != "batch_size"}
+        norm["placement"] = self.norm.placement
+        if dotted.is_dotted(self.norm.name):
+            norm["source"] = dotted.source_digest(self.norm.name)
         return {
-            "model": dataclasses.asdict(self.model),
+            "model": self.model.identity(),
             "norm": {"name": self.kind, **norm},
             "nbs": self.nbs,
             "per_device_batch": self.per_device_batch,
@@ -330,7 +555,7 @@ class RunConfig:
     @property
     def run_name(self) -> str:
         nbs = "" if self.nbs is None else f"-nbs{self.nbs}"
-        return f"{self.model.name}-{self.kind}{nbs}-s{self.seed}"
+        return f"{self.model.label}-{self.kind.rpartition('.')[2]}{nbs}-s{self.seed}"
 
     @property
     def folder(self) -> Path:

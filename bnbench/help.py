@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from bnbench import catalog
@@ -21,10 +22,14 @@ def train_help() -> str:
     ]
     defaults = dict(re.findall(r"^  - (\w+): (\w+)", (folder / "config.yaml").read_text(), re.MULTILINE))
     for group in SHOWN:
-        lines.append(f"  {group}: {catalog.GROUPS[group]}")
+        lines.append(f"  {group}: {catalog.GROUPS[group]}" + (", model=NAME" if group == "model" else ""))
+        default = defaults.get(group)
+        if group == "model":
+            lines += _models(default)
         for choice, meaning in _choices(folder / group):
-            mark = "*" if defaults.get(group) == choice else " "
-            lines.append(f"   {mark}{f'{group}={choice}':24} {meaning}")
+            if choice not in catalog.MODELS:
+                mark = "*" if default == choice else " "
+                lines.append(f"   {mark}{f'{group}={choice}':24} {meaning}")
     lines += ["", "keys:"]
     lines += [f"    {key:16} {meaning}" for key, meaning in catalog.KEYS.items()]
     lines += [
@@ -40,9 +45,25 @@ def train_help() -> str:
     return "\n".join(lines)
 
 
+def _models(default: str | None) -> list[str]:
+    """The networks by family, a line for what a family is and one for its names: forty lines say less."""
+    lines = []
+    for family, meaning in catalog.MODEL_FAMILIES.items():
+        names = [name for name, info in catalog.MODELS.items() if info.family == family]
+        lines.append(f"    {meaning}:")
+        listed = " ".join(f"*{name}" if name == default else name for name in names)
+        lines += textwrap.wrap(listed, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return lines
+
+
 def _choices(folder: Path) -> list[tuple[str, str]]:
     """Each file of a group with its one-liner: the catalog's, else the file's first comment."""
-    known = {name: info.summary for name, info in catalog.NORMS.items()} | catalog.MODELS | catalog.DATASETS
+    described: dict[str, dict[str, str]] = {
+        "norm": {name: info.summary for name, info in catalog.NORMS.items()},
+        "model": {name: info.summary for name, info in catalog.MODELS.items()},
+        "data": catalog.DATASETS,
+    }
+    known = described.get(folder.name, {})
     order = [*known]
     names = sorted(
         (path.stem for path in folder.glob("*.yaml")),

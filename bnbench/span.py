@@ -15,7 +15,7 @@ class Span:
     i mod W = g + (W / ranks) * q.
     """
 
-    kind: Literal["ghost", "device", "group", "world"]
+    kind: Literal["ghost", "device", "group", "node", "world"]
     ghosts: int = 1
     ranks: int = 1
 
@@ -28,9 +28,10 @@ class Span:
 DEVICE = Span("device")
 
 
-def span_of(nbs: int, per_device_batch: int, world_size: int) -> Span:
+def span_of(nbs: int, per_device_batch: int, world_size: int, devices: int | None = None) -> Span:
     """The span that reaches `nbs` images from `per_device_batch` images on each of `world_size` ranks.
 
+    A group of ranks that is one of several nodes, `devices` ranks each, is called by that name.
     Raises ValueError where no arrangement does: NBS has to divide the per-device batch, or be a
     multiple of it by a number of ranks that divides the world.
     """
@@ -42,7 +43,7 @@ def span_of(nbs: int, per_device_batch: int, world_size: int) -> Span:
         return Span("ghost", ghosts=per_device_batch // nbs)
     ranks, rest = divmod(nbs, per_device_batch)
     if nbs > per_device_batch and rest == 0 and world_size % ranks == 0:
-        return Span("world" if ranks == world_size else "group", ranks=ranks)
+        return Span("world" if ranks == world_size else "node" if ranks == devices else "group", ranks=ranks)
     choices = [n for n in range(1, per_device_batch) if per_device_batch % n == 0]
     choices += [per_device_batch * s for s in range(1, world_size + 1) if world_size % s == 0]
     raise ValueError(

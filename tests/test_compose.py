@@ -13,8 +13,8 @@ from bnbench.compose import compose_jobs, config_folder, read_request
 from bnbench.folders import check_output
 
 MISTAKES = [  # words, what the line names
-    (["norm=bnn"], ["'bnn'", "bn, gn, syncbn"]),
-    (["model=resnet18"], ["'resnet18'", "resnet8"]),
+    (["norm=bnn"], ["'bnn'", "bn, brn, custom"]),
+    (["model=resnet9"], ["'resnet9'", "resnet8"]),
     (["data=mnist"], ["'mnist'", "digits"]),
     (["experiment=quikstart"], ["'quikstart'", "did you mean quickstart?"]),
     (["nrom=bn"], ["'nrom'", "did you mean norm?"]),
@@ -32,7 +32,7 @@ MISTAKES = [  # words, what the line names
     (["data=image_folder"], ["data.root", "train/ and test/"]),
     (["data=image_folder", "data.root=null"], ["data.root"]),
     (["data=image_folder", "data.root=/no/such/folder"], ["/no/such/folder", "train/"]),
-    (["norm=null"], ["chooses nothing; known: bn, gn"]),
+    (["norm=null"], ["chooses nothing; known: bn, brn"]),
     (["~data"], ["data", "missing"]),
     (["~optim.lr"], ["optim.lr", "missing"]),
     (["dir=${nope}"], ["nope"]),
@@ -102,9 +102,12 @@ def test_every_file_of_conf_composes(tmp_path):
         group = path.parent.relative_to(config_folder()).as_posix()
         words = [f"{group}={path.stem}"]
         words += [f"data.root={tmp_path}"] if path.stem == "image_folder" else []
+        words += ["norm.batch_size=2"] if path.stem == "ghost" else []
+        words += ["data=synthetic", "data.image_size=299"] if group == "model" else []
+        words += [f"{group}.name=bnbench.norms.anything"] if path.stem == "custom" else []
         jobs = compose_jobs(words, multirun=group == "experiment")
         assert jobs, path
-        if group in ("model", "norm", "data", "optim", "logger"):
+        if group in ("model", "norm", "data", "optim", "logger") and path.stem != "custom":
             assert getattr(jobs[0], group).name == path.stem, "a file is found by what it says it is"
         seen += 1
     assert seen >= 15

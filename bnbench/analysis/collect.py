@@ -123,6 +123,8 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
     # A norm that this version does not list is still a result; its family shows in its NBS.
     info = catalog.NORMS.get(norm)
     family = info.family if info else "channel" if nbs is None else "batch"
+    if norm == "frozen" and nbs is None:
+        family = "channel"  # frozen from the start
     if family == "batch" and nbs is None:
         raise ValueError(f"{path}: identity.nbs is null, and {norm} shares statistics over images")
     counts = {key: known(key, int) for key in ("per_device_batch", "global_batch", "world_size", "seed")}
@@ -136,7 +138,8 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
         "family": family,
         "nbs": nbs if family == "batch" else None,
         **counts,
-        "data": known("data.name", str),
+        # A label says what the numbers may not be read as: it goes wherever the data's name goes.
+        "data": known("data.label" if "label" in _mapping(record.identity, "data") else "data.name", str),
         "precision": known("precision", str),
         "status": record.status,
         "val_error": _number(record.metrics, "final_val_error"),
@@ -147,6 +150,11 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
         "path": str(path),
         "identity": json.dumps(cell, sort_keys=True),
     }
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def _number(values: Mapping[str, Any], key: str) -> float | None:

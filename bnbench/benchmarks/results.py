@@ -14,10 +14,14 @@ from bnbench.records import write_atomic
 
 
 def keep(folder: Path, theme: str, argv: Sequence[str], result: dict[str, Any]) -> Path:
-    """Write the result with its command and provenance; a second one of a day replaces the first."""
+    """Write the result with its command and provenance; a second one of a day replaces the first.
+
+    The hardware of its name is the result's `gpu`, where it has one, else the host's CPU.
+    """
     came_from = provenance()
     host = came_from["host"]
-    hardware = re.sub(r"[^a-z0-9]+", "-", f"{host['cpu']} {host['cores']} cores".lower()).strip("-")
+    device = result.get("gpu") or f"{host['cpu']} {host['cores']} cores"
+    hardware = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     path = folder / f"{theme}_{hardware}_{datetime.date.today():%Y-%m-%d}.json"
     folder.mkdir(parents=True, exist_ok=True)
     content = {"command": " ".join(["bnbench bench", *argv]), **result, "provenance": came_from}

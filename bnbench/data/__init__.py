@@ -8,8 +8,11 @@ from .digits import load_digits
 from .folder import load_cifar10, load_image_folder
 from .images import DataSplits, ImageSet
 from .loader import Normalizer, TestLoader, TrainLoader
+from .order import reference_images
+from .own import load_own
+from .synthetic import make_synthetic
 
-__all__ = ["DataSplits", "ImageSet", "Normalizer", "TestLoader", "TrainLoader", "load"]
+__all__ = ["DataSplits", "ImageSet", "Normalizer", "TestLoader", "TrainLoader", "load", "reference_images"]
 
 
 def load(config: DataConfig) -> DataSplits:
@@ -20,8 +23,15 @@ def load(config: DataConfig) -> DataSplits:
     if config.name == "cifar10":
         assert config.root is not None
         return load_cifar10(config.root, config.download, config.max_train, config.max_test)
-    assert config.name == "digits", config.name
-    splits = load_digits()
+    if config.name == "digits":
+        splits = load_digits()
+    elif config.name == "synthetic":
+        assert config.image_size and config.num_classes and config.train_images and config.test_images
+        splits = make_synthetic(
+            config.image_size, config.num_classes, config.train_images, config.test_images
+        )
+    else:
+        splits = load_own(config.name, config.image_size, config.options or {})
     return DataSplits(
         splits.train.first(config.max_train, "max_train"), splits.test.first(config.max_test, "max_test")
     )

@@ -10,10 +10,9 @@ from PIL import Image
 
 from bnbench.folders import missing, remove_empty
 
-from .images import DataSplits, ImageSet
+from .images import MAX_BYTES, DataSplits, ImageSet
 
 CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
-MAX_BYTES = 16 * 2**30  # decoded; larger sets want streaming, which this loader is not
 
 
 def load_image_folder(root: str, size: int, max_train: int | None, max_test: int | None) -> DataSplits:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+MAX_BYTES = 16 * 2**30  # decoded; larger sets want streaming, which these loaders are not
+
 
 @dataclass(frozen=True)
 class ImageSet:

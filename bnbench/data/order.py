@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ORDER, AUGMENTATION = 0, 1  # streams of random numbers that one seed feeds
+ORDER, AUGMENTATION, REFERENCE = 0, 1, 2  # streams of random numbers that one seed feeds
 
 
 def generator(seed: int, stream: int, count: int) -> torch.Generator:
@@ -20,6 +20,19 @@ def generator(seed: int, stream: int, count: int) -> torch.Generator:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return torch.Generator().manual_seed((z ^ (z >> 31)) & (2**63 - 1))
+
+
+def reference_images(num_images: int, count: int, seed: int) -> Tensor:
+    """(count,) image indices of Virtual BN's reference batch: the first of a permutation by the run's seed.
+
+    Raises ValueError if there are not as many.
+    """
+    if count > num_images:
+        raise ValueError(
+            f"norm.reference_size={count} is more than the {num_images} training images: lower it, or raise "
+            "data.max_train"
+        )
+    return torch.randperm(num_images, generator=generator(seed, REFERENCE, 0))[:count]
 
 
 def epoch_steps(num_images: int, global_batch: int, seed: int, epoch: int) -> Tensor:

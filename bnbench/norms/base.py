@@ -47,12 +47,6 @@ def like_input(y: Tensor, x: Tensor) -> Tensor:
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def per_image(x: Tensor) -> Tensor:
-    """(N, C, H, W) viewed as (1, N * C, H, W), contiguous: each image's channels become channels of one batch."""
-    n, c, h, w = x.shape
-    return x.contiguous().view(1, n * c, h, w)
-
-
 def _torchvision_norms() -> tuple[type[nn.Module], ...]:
     if importlib.util.find_spec("torchvision") is None:
         return ()

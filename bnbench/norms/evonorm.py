@@ -24,7 +24,8 @@ class EvoNormS0(Norm):
     group in one image, and H, W (biased).
 
     Input and output (N, C, H, W); gamma, beta, v (C,), v from 1. The sigmoid is the activation: no ReLU
-    belongs behind it. With `act=False` y = gamma * x / std + beta, without v. Once differentiable.
+    belongs behind it. With `act=False` y = gamma * x / std + beta, without v; timm's `apply_act=False` does not
+    divide at all, its S0a does as here. Once differentiable.
     Raises ValueError if `num_groups` does not divide `num_features`, or if a group has one value.
     """
 
@@ -57,7 +58,8 @@ class EvoNormB0(SpansRanks):
 
     Input and output (N, C, H, W); gamma, beta, v (C,), v from 1. The maximum is the activation: no ReLU belongs
     behind it. With `act=False` y = gamma * x / std_B + beta. In eval mode std_B comes from the running
-    variance, which is unbiased, as in our other batch norms and in timm; the TPU code's is biased.
+    variance, which is unbiased, as in our other batch norms and in timm; the TPU code's is biased,
+    and timm's eps 1e-3.
     With a process group: one all_gather forward, one all_reduce of C backward; without, nothing crosses ranks.
     Once differentiable. Raises ValueError in training for one value a channel, and for a process group that
     does not exist (any more) or that this rank is not in.

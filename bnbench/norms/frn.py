@@ -19,7 +19,7 @@ class FilterResponseNorm2d(Norm):
     is otherwise nearly the sign of x.
 
     For the backward pass x alone is kept (torch's BN and ReLU together keep two such tensors); z is worked
-    out again. Where z = tau the gradient goes to tau. Once differentiable.
+    out again. Where z = tau the gradient goes to tau (timm halves it, and its eps is 1e-5). Once differentiable.
     """
 
     includes_activation = True

@@ -27,8 +27,9 @@ class BatchRenorm2d(SpansRanks, TrackingBatchNorm2d):
     resumed layer goes on where it was. `momentum` is the weight of the new batch (paper: 0.01).
 
     Input and output (N, C, H, W). Without a process group no batch statistics cross ranks. On several ranks
-    merge the running statistics before every step (`merge_running_statistics`): r and d read them. Raises
-    ValueError for one value a channel, a schedule that ends before it begins, a process group that is none.
+    merge the running statistics before every step (`merge_running_statistics`): r and d read them. Once
+    differentiable; the bounds are fp32. Raises ValueError for one value a channel, a schedule that ends before
+    it begins, a process group that is none.
     """
 
     def __init__(

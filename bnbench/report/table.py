@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bnbench import catalog
 from bnbench.analysis.statistics import MISSED, factors
 
 if TYPE_CHECKING:
@@ -79,7 +80,13 @@ def markdown(cells: pl.DataFrame) -> str:
     rule = ["---:" if name in _RIGHT else "---" for name in headings]
     lines = [[_escaped(text) for text in row] for row in (headings, *rows)]
     lines.insert(1, rule)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return text + "".join(f"\n**{label}**\n" for label in labels(cells))
+
+
+def labels(cells: pl.DataFrame) -> list[str]:
+    """What has to be said beside these numbers because of their data."""
+    return [label for label in catalog.DATA_LABELS.values() if label in cells["data"]]
 
 
 def _escaped(text: str) -> str:
@@ -108,4 +115,6 @@ def show(cells: pl.DataFrame) -> None:
         console.width = max(80, needed)
     console.print(table)
     console.width = min(console.width, 100)
+    for label in labels(cells):
+        console.print(f"\n{label}")
     console.print(f"\n{LEGEND}")

@@ -33,6 +33,8 @@ def plan_single(config: RunConfig) -> Plan:
             way_out = "syncbn spans the global batch; use norm=bn to choose its NBS"
         elif key == "norm.batch_size":
             way_out = f"{config.norm.name} shares no statistics between images and has no NBS; leave it out"
+        elif key.startswith("model."):
+            way_out = f"{config.model.name} reads {', '.join(config.model.info.uses)}; leave it out"
         elif key.startswith("norm."):
             way_out = f"{config.norm.name} reads {', '.join(config.norm.info.uses)}; leave it out"
         raise ValueError(f"{key}={value} would be ignored by {reader}: {way_out}")
@@ -41,7 +43,11 @@ def plan_single(config: RunConfig) -> Plan:
 
 def _reader(key: str, config: RunConfig) -> str:
     """The setting whose choice makes `key` meaningless."""
-    return f"norm={config.norm.name}" if key.startswith("norm.") else f"optim.lr_rule={config.optim.lr_rule}"
+    if key.startswith("model."):
+        return f"model={config.model.name}"
+    if not key.startswith("norm."):
+        return f"optim.lr_rule={config.optim.lr_rule}"
+    return f"norm={config.norm.name}" + (" with norm.after=0" if config.norm.frozen_from_start else "")
 
 
 def plan_sweep(asked: Sequence[RunConfig]) -> Plan:

@@ -68,7 +68,8 @@ class SweepProgress:
         self.bars.update(self._sweep, completed=self.done)
         seconds = time.monotonic() - self._run_started
         self.console.print(
-            f"[{self.done}/{self.total}] {config.run_name}: {outcome}{_error(config)}, {seconds:.1f} s",
+            f"[{self.done}/{self.total}] {config.run_name}: {outcome}{_error(config)}, {seconds:.1f} s"
+            + (f" ({config.data.label})" if config.data.label else ""),
             highlight=False,
             markup=False,
         )

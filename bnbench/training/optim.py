@@ -10,8 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from bnbench.config import OptimConfig
-
-NORM_TYPES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+from bnbench.norms.base import NORM_TYPES
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_norm: bool) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import io
@@ -11,7 +12,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,18 @@ from torch import nn
 from bnbench import data
 from bnbench.config import DataConfig, RunConfig
 from bnbench.models import build_model
-from bnbench.norms import SwapReport, merge_running_statistics, swap_norms
+from bnbench.norms import VirtualBatchNet, place_norms, swap_norms
 from bnbench.provenance import provenance
 from bnbench.records import EPOCHS, Record, Status, digest, write_atomic, write_record
-from bnbench.training.callbacks import Epoch, History, RunningStatistics, TrainingCurve, bundle
+from bnbench.training.callbacks import (
+    Epoch,
+    FreezeStatistics,
+    History,
+    MergeEveryStep,
+    RunningStatistics,
+    TrainingCurve,
+    bundle,
+)
 from bnbench.training.module import Classifier
 from bnbench.training.optim import build_optimizer
 from bnbench.training.tracking import describe, finish_tracking, start_tracking
@@ -37,6 +46,9 @@ WEIGHTS = "weights.pt"
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
 LAST_EPOCHS = 5  # `final` is their median, in runs of at least twice as many
 TEST_BATCH = 500
+NOT_THE_LAYERS = ("batch_size", "reference_size", "family", "options")
+# What torch says of an image that a network has pooled or strided away.
+TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -60,7 +72,7 @@ class Setup:
 
     splits: data.DataSplits
     module: Classifier
-    swap: SwapReport
+    norm_swap: dict[str, Any]  # what was replaced and moved, for the record
     train_loader: data.TrainLoader
     test_loader: data.TestLoader
 
@@ -83,15 +95,15 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
         curve = TrainingCurve(config.trainer.log_every, config.global_batch, report)
         images = len(setup.train_loader) * config.global_batch
         history = History(config.folder if world.leads else None, curve, images)
-        trainer = build_trainer(
-            config, world, logger, [RunningStatistics(statistics_policy(config)), curve, history]
-        )
+        running = RunningStatistics(statistics_policy(config))
+        callbacks = [running, *norm_callbacks(config, len(setup.train_loader)), curve, history]
+        trainer = build_trainer(config, world, logger, callbacks)
         fit_started = time.perf_counter()
         trainer.fit(setup.module, setup.train_loader, setup.test_loader)
         fit_seconds = time.perf_counter() - fit_started
         model = setup.module.model
-        merge_running_statistics(model, statistics_policy(config))
-        diverged = _divergence(curve, history.epochs)
+        running.merge(model, trainer.global_step)
+        diverged = _divergence(curve, running.poisoned, history.epochs)
         status: Status = "completed" if diverged is None else "diverged"
         if world.leads:
             record = Record(
@@ -105,10 +117,11 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
                 timings=_timings(history.epochs, fit_seconds, fit_started - started, len(setup.train_loader)),
                 provenance=_provenance(config, world, setup.splits),
                 error=diverged,
-                norm_swap=setup.swap.as_dict(),
+                norm_swap=setup.norm_swap,
                 wandb=describe(logger),
             )
-            record.metrics["weights_sha256"] = _save_weights(config, model)
+            # What is not finite is nobody's checkpoint.
+            record.metrics["weights_sha256"] = _save_weights(config, model) if diverged is None else None
             write_record(config.folder, record)
         return status
     finally:
@@ -151,10 +164,6 @@ def _download(config: RunConfig, world: World) -> None:
 
 def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
     splits = cache.get(config.data, world.device)
-    torch.manual_seed(config.seed)  # after the data, which may have drawn numbers of its own
-    options = dataclasses.asdict(config.model)
-    model = build_model(options.pop("name"), splits.train.num_classes, **options)
-    swap = swap_norms(model, config.kind, **_norm_options(config, world))
     dtype = torch.float64 if config.trainer.precision == "fp64" else torch.float32
     normalize = data.Normalizer(config.data.mean, config.data.std, world.device, dtype)
     place = {"rank": world.place.rank, "world_size": world.place.size}
@@ -168,6 +177,17 @@ def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
         **place,
     )
     test_loader = data.TestLoader(splits.test, normalize, batch=TEST_BATCH, **place)
+    torch.manual_seed(config.seed)  # after the data, which may have drawn numbers of its own
+    model = build_model(config.model.name, splits.train.num_classes, **config.model.builder_options())
+    aux_weight = getattr(model, "aux_weight", 0.0)
+    swap = swap_norms(model, config.kind, **_norm_options(config, world, config.epochs * len(train_loader)))
+    norm_swap = swap.as_dict() | {"placement": {"placement": "before"}}  # as built: nothing to trace
+    if config.norm.placement == "after":
+        norm_swap["placement"] = place_norms(model, "after").as_dict()
+    if config.norm.reference_size is not None:
+        chosen = data.reference_images(len(splits.train), config.norm.reference_size, config.seed)
+        model = VirtualBatchNet(model, normalize(splits.train.images[chosen.to(world.device)]).cpu())
+    _probe(model, config, world, splits.train.images.shape[1:])
     recipe = partial(
         build_optimizer,
         config=config.optim,
@@ -175,22 +195,59 @@ def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
         epochs=config.epochs,
         steps_per_epoch=len(train_loader),
     )
-    return Setup(splits, Classifier(model, recipe), swap, train_loader, test_loader)
+    return Setup(splits, Classifier(model, recipe, aux_weight), norm_swap, train_loader, test_loader)
 
 
-def _norm_options(config: RunConfig, world: World) -> dict[str, Any]:
-    """The settings of the Hydra group, with the span in the layer's own terms."""
-    uses = set(config.norm.info.uses)
-    options = {key: getattr(config.norm, key) for key in uses - {"batch_size", "statistics"}}
-    if "statistics" in uses:
-        options["statistics"] = config.norm.statistics
-        options["ghosts"] = config.span.ghosts
-        options["process_group"] = world.group(config.span.ranks) if config.span.ranks > 1 else None
-    return {key: value for key, value in options.items() if value is not None}
+def _norm_options(config: RunConfig, world: World, total_steps: int) -> dict[str, Any]:
+    """The settings of the Hydra group, with the span in the layer's own terms, where it is not a device's."""
+    norm, span = config.norm, config.span
+    options = {key: getattr(norm, key) for key in norm.reads if key not in NOT_THE_LAYERS}
+    options |= norm.options or {}
+    if span.ghosts > 1:
+        options["ghosts"] = span.ghosts
+    if span.ranks > 1:
+        options["process_group"] = world.group(span.ranks)
+    if norm.in_fractions:
+        options["total_steps"] = total_steps
+    return options
+
+
+def _probe(model: nn.Module, config: RunConfig, world: World, shape: Sequence[int]) -> None:
+    """Raise ValueError if a step of this model, norm and batch is none: one value a channel, maps that end.
+
+    One training forward at the true shape, because what a layer sees depends on the whole network, on the
+    batch and on heads that only training has. Of a copy, since it moves running statistics, counters and
+    whatever a user's own layer keeps; on the device and on every rank, since layers may talk to each other.
+    It costs a third of a step and, before there are gradients, less memory than one.
+    """
+    images = torch.zeros(config.per_device_batch, *shape, device=world.device)
+    probed = copy.deepcopy(model).to(world.device, images.dtype).train()
+    cuda = [world.device] if world.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(cuda):  # dropout draws
+            probed(images)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in TOO_SMALL):
+            raise
+        raise ValueError(
+            f"model={config.model.name} with norm={config.norm.name} on {config.per_device_batch} image(s) a rank "
+            f"of {shape[1]}x{shape[2]}: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def statistics_policy(config: RunConfig) -> str:
     return config.norm.statistics or "mean"
+
+
+def norm_callbacks(config: RunConfig, steps_per_epoch: int) -> list[Any]:
+    """What some norms need done between steps."""
+    norm, found = config.norm, list[Any]()
+    if config.kind == "brn" and config.trainer.world_size > 1:
+        found.append(MergeEveryStep())
+    if config.kind == "frozen" and norm.after:
+        total = config.epochs * steps_per_epoch
+        found.append(FreezeStatistics(norm.after, total, statistics_policy(config)))
+    return found
 
 
 def _make_folder(config: RunConfig, world: World) -> None:
@@ -198,7 +255,8 @@ def _make_folder(config: RunConfig, world: World) -> None:
         return
     try:
         config.folder.mkdir(parents=True, exist_ok=True)
-        (config.folder / EPOCHS).unlink(missing_ok=True)  # of an attempt that did not finish
+        for left in (EPOCHS, WEIGHTS):  # of an attempt that did not finish
+            (config.folder / left).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
             f"{config.folder} cannot be made ({error.strerror}): choose another dir=..."
@@ -239,10 +297,12 @@ def build_trainer(
     )
 
 
-def _divergence(curve: TrainingCurve, epochs: list[Epoch]) -> str | None:
-    """Where a run stopped being finite, None if it did not: in its training loss, or after its last step."""
+def _divergence(curve: TrainingCurve, poisoned: str | None, epochs: list[Epoch]) -> str | None:
+    """Where a run stopped being finite, None if it did not: its training loss, running statistics, or after."""
     if curve.diverged_at is not None:
         return f"training loss not finite at step {curve.diverged_at}"
+    if poisoned is not None:
+        return poisoned
     steps = (epoch.step for epoch in epochs if not math.isfinite(epoch.val_loss))
     return next((f"validation loss not finite after step {step}" for step in steps), None)
 
@@ -290,7 +350,7 @@ def _provenance(config: RunConfig, world: World, splits: data.DataSplits) -> dic
             "origin": world.place.origin,
             "span": dataclasses.asdict(config.span),
         },
-        "statistics_policy": config.norm.statistics,
+        "statistics_policy": statistics_policy(config) if config.nbs is not None else None,
         "memory_format": "contiguous",
         "dtype": config.trainer.precision,
         "flags": {
@@ -306,6 +366,7 @@ def _provenance(config: RunConfig, world: World, splits: data.DataSplits) -> dic
             "classes": splits.train.num_classes,
             "train_sha256": splits.train.digest(),
             "test_sha256": splits.test.digest(),
+            **({} if config.data.label is None else {"label": config.data.label}),
         },
     }
 

@@ -43,6 +43,7 @@ def start_tracking(config: RunConfig, folder: Path) -> WandbLogger | None:
         "id": run_id,
         "tags": [config.model.name, config.kind, config.data.name],
         "config": {"identity": identity, **dataclasses.asdict(config)},
+        "notes": config.data.label,
         "dir": str(folder),
         "settings": wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=120),
     }

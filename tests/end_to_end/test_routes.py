@@ -13,6 +13,7 @@ from bnbench import data
 from bnbench.config import DataConfig
 from bnbench.models import build_model
 from bnbench.norms import swap_norms
+from bnbench.records import find_records, read_record
 from tests.end_to_end.commands import NO_LOGGER, TINY, records, the_record, train
 
 pytestmark = pytest.mark.end_to_end
@@ -72,6 +73,35 @@ def test_the_nbs_makes_a_difference(routes: Path) -> None:
     """Else the equalities above would hold of a norm that ignores it."""
     one, other = (weights(the_record(routes, nbs=nbs, world_size=1)[0]) for nbs in (32, 64))
     assert max((one[name] - other[name]).abs().max() for name in one if one[name].is_floating_point()) > 1e-4
+
+
+BATCH_KINDS = ("brn", "frozen", "evonorm_b0", "ws_bn")
+
+
+@pytest.fixture(scope="module")
+def kinds(shared_workplace: Path) -> Path:
+    """The other kinds with an NBS, at 32 of a global batch of 64; and Virtual BN, whose reference all share."""
+    before = Path.cwd()
+    os.chdir(shared_workplace)
+    try:
+        words = ("trainer.devices=1,2,4", "data.augment=crop", "epochs=2", "name=kinds")
+        assert train("-m", f"norm={','.join(BATCH_KINDS)}", "norm.batch_size=32", *TINY, *FP64, *words) == 0
+        assert train("-m", "norm=vbn", "norm.reference_size=8", *TINY, *FP64, *words) == 0
+    finally:
+        os.chdir(before)
+    return shared_workplace / "runs" / "kinds"
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("kind", [*BATCH_KINDS, "vbn"])
+def test_every_route_of_every_kind_trains_the_same_weights(kinds: Path, kind: str, ranks: int) -> None:
+    """Ghosts, devices and groups of ranks: brn reads statistics merged at every step, frozen freezes them."""
+    runs = {
+        record.identity["world_size"]: path.parent
+        for path in find_records(kinds)
+        if (record := read_record(path)).identity["norm"]["name"] == kind
+    }
+    same_weights(runs[1], runs[ranks])
 
 
 @pytest.fixture(scope="module")

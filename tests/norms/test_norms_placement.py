@@ -117,6 +117,27 @@ def test_what_others_read_is_not_overwritten():
         y.sum().backward()
 
 
+@pytest.mark.parametrize(
+    "passing", [nn.Identity(), nn.Dropout(0.0), nn.Sigmoid()], ids=lambda m: type(m).__name__
+)
+def test_what_a_module_hands_on_or_keeps_for_its_gradient_is_not_overwritten(passing):
+    """Identity and a Dropout at rest return their input itself; a Sigmoid's gradient needs its output."""
+
+    def forward(self, x):
+        return self.relu(self.norm(self.passing(x)))
+
+    model = apply(forward, passing=passing, norm=nn.BatchNorm2d(3), relu=nn.ReLU(inplace=True)).eval()
+    expected = copy.deepcopy(model)
+    assert place_norms(model, "after").moved == ["norm"]
+    x, untouched = images().requires_grad_(), images().requires_grad_()
+    y, want = model(x), expected.norm(F.relu(expected.passing(untouched)))
+    assert torch.equal(x, untouched)
+    for output in (y, want):
+        output.square().sum().backward()
+    torch.testing.assert_close(y, want)
+    torch.testing.assert_close(x.grad, untouched.grad)
+
+
 def test_before_restores_to_the_bit():
     model, untouched = residual(), residual()
     x = images(dtype=torch.double)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -143,6 +144,24 @@ def test_the_function_at_the_start_is_that_of_scaled_convolutions(scheme):
     torch.testing.assert_close(model(x), scaled(x), rtol=1e-10, atol=1e-10)
     model(x).square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_a_branch_is_initialized_in_the_order_it_runs_in():
+    """conv -> norm -> relu -> sum: 0 would never learn. Moved, the branch ends in its norm, and 0 is right."""
+
+    def forward(self, x):
+        return x + F.relu(self.norm(self.conv(x)))
+
+    model = apply(forward, conv=nn.Conv2d(3, 3, 1), norm=nn.BatchNorm2d(3))
+    assert (
+        initialize_residual(copy.deepcopy(model), "zero_gamma").weights == {}
+    )  # one branch: 1^(-1/2), as it is
+    place_norms(model, "after")
+    assert initialize_residual(model, "zero_gamma").weights == {"norm": 0.0}
+    x = images()
+    assert torch.equal(model(x), x + model.norm.bias[:, None, None])
+    model(x).square().sum().backward()
+    assert (model.norm.weight.grad != 0).any()
 
 
 def test_an_initialization_is_undone_by_a_swap_back_unless_it_was_trained():

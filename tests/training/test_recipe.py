@@ -38,7 +38,8 @@ class _Unnamed(nn.Module):
 
 def _resnet(norm: str) -> nn.Module:
     model = build_model("resnet8", 10, width=4)
-    swap_norms(model, norm, **({"num_groups": 2} if norm == "gn" else {}))
+    options = {"gn": {"num_groups": 2}, "ghost": {"ghosts": 2}, "frozen": {"after": 0.5}}
+    swap_norms(model, norm, **options.get(norm, {}))
     return model
 
 
@@ -54,7 +55,10 @@ def test_groups_hold_each_parameter_once_and_split_by_type(name, decay_norm):
     assert sorted(placed) == sorted(id(p) for p in model.parameters())
     undecayed = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     norms = {
-        id(p) for m in model.modules() if "Norm" in type(m).__name__ for p in m.parameters(recurse=False)
+        id(p)
+        for m in model.modules()
+        if "norm" in type(m).__name__.lower()
+        for p in m.parameters(recurse=False)
     }
     assert undecayed == (set() if decay_norm else norms)
     assert {group["weight_decay"] for group in groups} == ({5e-4} if decay_norm else {5e-4, 0.0})

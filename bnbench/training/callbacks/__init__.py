@@ -3,6 +3,14 @@
 from .bundle import bundle
 from .curve import TrainingCurve
 from .history import Epoch, History
-from .statistics import RunningStatistics
+from .statistics import FreezeStatistics, MergeEveryStep, RunningStatistics
 
-__all__ = ["Epoch", "History", "RunningStatistics", "TrainingCurve", "bundle"]
+__all__ = [
+    "Epoch",
+    "FreezeStatistics",
+    "History",
+    "MergeEveryStep",
+    "RunningStatistics",
+    "TrainingCurve",
+    "bundle",
+]
