@@ -44,7 +44,7 @@ CONFIG_MISTAKES = {
     "unknown group": (["nrom=bn"], ["unknown key 'nrom'", "did you mean norm?"]),
     "unknown nested key": (["norm.batchsize=2"], ["'norm.batchsize'", "norm.eps", "did you mean norm.batch_size?"]),
     "unknown key of a chosen group": (["data=cifar10", "data.rot=x"], ["'data.rot'", "did you mean data.root?"]),
-    "unknown choice": (["norm=bnn"], ["unknown norm 'bnn'", "known: bn, gn, syncbn", "did you mean bn?"]),
+    "unknown choice": (["norm=bnn"], ["unknown norm 'bnn'", "known: bn, brn, ", "did you mean bn?"]),
     "unknown model": (["model=resnet9"], ["unknown model 'resnet9'", "resnet8", "resnet56"]),
     "unknown experiment": (["experiment=quick"], ["'quick'", "did you mean quickstart?"]),
     "unknown value": (["data.augment=flip"], ["data.augment", "'flip'", "known: none, crop, crop_flip"]),
@@ -54,7 +54,7 @@ CONFIG_MISTAKES = {
     "fraction for an integer": (["epochs=1.5"], ["epochs=1.5", "integer"]),
     "truth value for an integer": (["epochs=true"], ["epochs=True", "integer"]),
     "no value": (["epochs="], ["epochs=''", "integer"]),
-    "null for a group": (["norm=null"], ["norm=null", "known: bn, gn, syncbn"]),
+    "null for a group": (["norm=null"], ["norm=null", "known: bn, brn, "]),
     "zero epochs": (["epochs=0"], ["epochs=0", "above 0"]),
     "negative seed": (["seed=-1"], ["seed=-1", "at least 0"]),
     "learning rate not a number": (["optim.lr=nan"], ["optim.lr=nan", "above 0"]),
@@ -260,7 +260,7 @@ def test_help_comes_at_once(workplace: Path) -> None:
     for text in (
         "norm=gn",
         "group normalization",
-        "*model=resnet8",
+        "*resnet8 resnet14",
         "data=image_folder",
         "experiment=quickstart",
     ):
