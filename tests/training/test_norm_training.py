@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -115,7 +116,7 @@ def test_statistics_freeze_at_their_step_and_the_affine_part_does_not():
         model(torch.randn(4, 3, 5, 5) + step).square().mean().backward()
         seen.append(norm.running_mean.clone())
     assert callback.first == 4
-    moved = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert moved == [True, True, True, False, False, False]
     assert norm.weight.requires_grad
     assert norm.weight.grad is not None
