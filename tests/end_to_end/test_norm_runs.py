@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_every_kind_trains_in_both_placements(workplace: Path, placement: str) -
         assert record.status == "completed", record.error
         assert record.identity["norm"]["placement"] == placement
         assert record.norm_swap["replaced"] == 7
-        assert record.norm_swap["placement"].get("moved", 0) == (3 if placement == "after" else 0)
+        assert (record.norm_swap["placement"].get("moved", 0) > 0) == (placement == "after")
 
 
 # Synthetic data
@@ -71,18 +72,15 @@ from bnbench.norms import BatchNorm2d
 class Poisonous(BatchNorm2d):
     """Normalizes well, and keeps a variance that is none from its second step on: the loss does not see it."""
     def forward(self, x):
-        y = super().forward(x)
-        if self.training and self.num_batches_tracked >= 2:
+        if self.training and self.num_batches_tracked >= 1:
             self.running_var[0] = torch.inf
-        return y
+        return super().forward(x)
 '''
 
 
 def test_poisoned_statistics_end_the_run_and_leave_no_weights(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setattr(sys, "path", list(sys.path))
     (workplace / "poison.py").write_text(POISON)
     words = ("norm=custom", "norm.name=poison.Poisonous", "norm.family=batch", *SMALL, "epochs=3")
@@ -131,8 +129,6 @@ ONE_VALUE = {
 def test_one_value_a_channel_is_a_line_that_names_the_layer(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    import sys
-
     monkeypatch.setattr(sys, "path", list(sys.path))
     (workplace / "points.py").write_text(TO_A_POINT)
     own = ("model=custom", "model.name=points.net", *TINY)
@@ -146,8 +142,6 @@ def test_one_value_a_channel_is_a_line_that_names_the_layer(
 def test_maps_that_end_are_a_line(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     monkeypatch.setattr(sys, "path", list(sys.path))
     (workplace / "points.py").write_text(TO_A_POINT)
     assert train("model=custom", "model.name=points.deep", *TINY, *NO_LOGGER) == 2
