@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from bnbench import catalog
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig, from_mapping
+from bnbench.folders import config_folder
 from bnbench.records import cell_of, digest
 
 
@@ -110,6 +114,93 @@ def test_one_number_is_one_identity_however_it_is_written(base):
     assert digest(whole.identity()) == digest(_with(base, data__std=(1.0, 1.0, 1.0)).identity())
 
 
+def _norm(words: str) -> RunConfig:
+    return compose_jobs([f"norm={words.split()[0]}", *words.split()[1:]], multirun=False)[0]
+
+
+BAD_NORMS = [  # the norm and what is set, what the message says
+    ("brn norm.r_max=0.5", "norm.r_max=0.5 must be a finite number at least 1"),
+    ("brn norm.d_max=-1", "norm.d_max=-1"),
+    ("brn norm.warmup=-0.1", "norm.warmup=-0.1"),
+    ("brn norm.r_end=0.01", "norm.r_end=0.01 comes before norm.warmup=0.04"),
+    ("brn norm.warmup=100 norm.r_end=90 norm.d_end=200", "norm.r_end=90 comes before norm.warmup=100"),
+    ("brn norm.warmup=10.5 norm.r_end=90 norm.d_end=90", "whole steps"),
+    ("brn norm.warmup=null", "norm.warmup has no value"),
+    ("vbn norm.reference_size=0", "norm.reference_size=0"),
+    ("frozen norm.after=-0.5", r"norm.after=-0.5 is a fraction"),
+    ("frn norm.learn_eps=null", "norm.learn_eps has no value"),
+    ("none norm.init=orthogonal", "none, zero_gamma, fixup"),
+    ("evonorm_s0 norm.placement=after", "includes the activation"),
+    ("evonorm_b0 norm.placement=after", "includes the activation"),
+    ("ghost norm.batch_size=5", "norm.batch_size=5"),
+    ("ghost norm.batch_size=64", "norm=ghost must lie below"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), BAD_NORMS, ids=[words for words, _ in BAD_NORMS])
+def test_a_bad_setting_of_a_norm_is_one_line(words, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        _norm(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_ghost_is_bn_below_a_device():
+    ghost, bn = _norm("ghost norm.batch_size=8"), _norm("bn norm.batch_size=8")
+    assert ghost.identity() == bn.identity()
+    assert (ghost.span, ghost.run_name, ghost.kind) == (bn.span, bn.run_name, "bn")
+
+
+def test_each_setting_of_each_norm_makes_another_run():
+    """Of those that it reads; what it does not read changes nothing."""
+    others: dict[str, Any] = {
+        "momentum": 0.37, "eps": 1e-2, "num_groups": 3, "statistics": "rank0", "r_max": 2.5, "d_max": 4.5,
+        "warmup": 0.02, "r_end": 0.6, "d_end": 0.6, "reference_size": 7, "after": 0.3, "learn_eps": True,
+        "affine": False, "init": "none", "batch_size": 8,
+    }  # fmt: skip
+    for name, info in catalog.NORMS.items():
+        base = _norm("ghost norm.batch_size=4" if name == "ghost" else name)
+        for key, value in others.items():
+            changed = _with(base, **{f"norm__{key}": value})
+            assert (changed.identity() != base.identity()) == (key in info.uses), (name, key)
+            assert (f"norm.{key}" in changed.ignored()) == (key not in info.uses), (name, key)
+
+
+def test_every_key_of_every_norm_can_be_swept_beside_bn():
+    keys = {key for info in catalog.NORMS.values() for key in info.uses}
+    composed = OmegaConf.load(config_folder() / "config.yaml").norm
+    assert set(composed) == keys | {"placement"}
+    assert {key for key, value in composed.items() if value is not None} == {"placement"}
+
+
+def test_placement_is_part_of_the_run():
+    assert _norm("gn").identity()["norm"]["placement"] == "before"
+    assert _norm("gn norm.placement=after").folder != _norm("gn").folder
+
+
+def test_frozen_from_the_start_has_no_nbs_and_reads_no_tracking():
+    frozen = _norm("frozen norm.after=0")
+    assert frozen.nbs is None
+    assert frozen.run_name == "resnet8-frozen-s0"
+    assert frozen.ignored() == {}
+    other = _norm("frozen norm.after=0 norm.momentum=0.3 norm.statistics=rank0")
+    assert other.identity() == frozen.identity()
+    given = _norm("frozen norm.after=0 norm.batch_size=4")
+    assert given.ignored() == {"norm.batch_size": 4}
+    assert given.without_ignored() == frozen
+    assert _norm("frozen norm.batch_size=4").nbs == 4
+
+
+def test_a_node_is_a_span_by_name():
+    """Two make-believe nodes of two ranks; a single node is the world."""
+    nodes = ["trainer.devices=2", "trainer.num_nodes=2", "global_batch=64"]
+    by_nbs = {
+        nbs: compose_jobs([*nodes, f"norm.batch_size={nbs}"], False)[0].span.kind for nbs in (8, 16, 32, 64)
+    }
+    assert by_nbs == {8: "ghost", 16: "device", 32: "node", 64: "world"}
+    (alone,) = compose_jobs(["trainer.devices=4", "norm.batch_size=32"], False)
+    assert alone.span.kind == "group"
+
+
 def test_what_a_norm_ignores_is_no_part_of_the_run(base):
     plain = _with(base, norm={"name": "gn", "num_groups": 8, "eps": 1e-5})
     full = _with(plain, norm__batch_size=4, norm__momentum=0.3, norm__statistics="rank0")
@@ -182,6 +273,7 @@ BAD = [  # key, value, what the message says besides both
     ("norm.eps", 0, "above 0"),
     ("norm.eps", float("inf"), ""),
     ("norm.num_groups", 0, "above 0"),
+    ("norm.placement", "behind", "before, after"),
     ("data.name", "mnist", "digits, image_folder, cifar10"),
     ("data.augment", "flip", "none, crop, crop_flip"),
     ("data.max_train", 0, "above 0"),

@@ -72,6 +72,32 @@ CONFIG_MISTAKES = {
     "base batch without a rule": (["optim.base_batch=32"], ["optim.base_batch=32", "ignored", "linear or sqrt"]),
     "rule without a base batch": (["optim.lr_rule=linear"], ["optim.lr_rule=linear", "optim.base_batch"]),
     "groups of bn": (["norm.num_groups=4"], ["norm.num_groups=4", "ignored", "norm=bn", "leave it out"]),
+    "NBS of frozen from the start": (
+        ["norm=frozen", "norm.after=0", "norm.batch_size=4"],
+        ["norm.batch_size=4", "ignored", "norm=frozen with norm.after=0", "has no NBS"],
+    ),
+    "frozen at the end": (["norm=frozen", "norm.after=1"], ["norm.after=1", "[0, 1)"]),
+    "ghost without an NBS": (["norm=ghost"], ["norm=ghost", "below the per-device batch of 32", "1, 2, 4, 8, 16"]),
+    "ghost of a whole batch": (["norm=ghost", "norm.batch_size=32"], ["norm.batch_size=32", "norm=ghost"]),
+    "brn in fractions and steps": (
+        ["norm=brn", "norm.r_end=100"],
+        ["norm.warmup=0.04", "norm.r_end=100", "all as fractions of training", "whole steps"],
+    ),
+    "brn that ends before it begins": (
+        ["norm=brn", "norm.warmup=0.25"],
+        ["norm.d_end=0.2", "norm.warmup=0.25", "lower norm.warmup"],
+    ),
+    "placement of what includes the activation": (
+        ["norm=frn", "norm.placement=after"],
+        ["norm.placement=after", "norm=frn", "includes the activation"],
+    ),
+    "unknown placement": (["norm.placement=behind"], ["'behind'", "known: before, after"]),
+    "momentum of gn": (["norm=gn", "norm.momentum=0.2"], ["norm.momentum=0.2", "gn reads num_groups, eps"]),
+    "reference batch of bn": (["norm.reference_size=8"], ["norm.reference_size=8", "ignored", "norm=bn"]),
+    "zero scale that is not there": (
+        ["norm=none", "norm.init=zero_gamma", "norm.affine=false"],
+        ["norm.init=zero_gamma", "norm.affine=true"],
+    ),
     "no data folder given": (["data=image_folder"], ["data.root", "no value", "give data.root=", "train/"]),
     "missing data folder": (
         ["data=image_folder", "data.root=nowhere"],
@@ -144,6 +170,10 @@ def test_a_file_in_the_way_of_a_run_folder_is_named(
         (["data.max_train=20000"], ["data.max_train=20000", "10376 images", "lower it"]),
         (["data.max_test=2001"], ["data.max_test=2001", "2000 images", "lower it"]),
         (["global_batch=256"], ["global_batch=256", "128 training images", "data.max_train"]),
+        (
+            ["norm=vbn", "norm.reference_size=129"],
+            ["norm.reference_size=129", "128 training images", "lower it"],
+        ),
         (["data.max_test=1"], ["1 test images", "2 ranks", "raise data.max_test"]),
         pytest.param(
             ["trainer.accelerator=gpu"],
