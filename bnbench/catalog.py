@@ -150,6 +150,11 @@ class ModelInfo:
         None  # the two sides with model.aux_weight=0, where they differ
     )
 
+    @property
+    def usual_side(self) -> int:
+        """The side of images that are made to measure: small, and enough for every norm where 64 pixels are."""
+        return next((side for side in (32, 64) if side >= self.one_image_side), self.min_side)
+
     def sides(self, aux_weight: float | None = None) -> tuple[int, int]:
         """(min_side, one_image_side) of the model as it is asked for."""
         if aux_weight == 0 and self.sides_without_aux is not None:

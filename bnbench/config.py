@@ -566,9 +566,19 @@ class RunConfig:
 def from_mapping(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from composed values; ValueError with one line if one is of the wrong type or rule."""
     try:
-        return pydantic.TypeAdapter(RunConfig).validate_python(dict(values))
+        return pydantic.TypeAdapter(RunConfig).validate_python(_sized(values))
     except pydantic.ValidationError as error:
         raise ValueError(_first_line(error.errors()[0])) from None
+
+
+def _sized(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Made-up images without a size are as large as the model asks: data alone does not know it."""
+    known, data = dict(values), values.get("data")
+    if isinstance(data, Mapping) and data.get("name") == "synthetic" and data.get("image_size") is None:
+        model = values.get("model")
+        info = catalog.MODELS.get(str(model.get("name"))) if isinstance(model, Mapping) else None
+        known["data"] = {**data, "image_size": info.usual_side if info else 32}
+    return known
 
 
 def _first_line(error: Any) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from bnbench import catalog
 from bnbench.compose import compose_jobs
+from bnbench.config import RunConfig
 from bnbench.data import DataSplits, ImageSet, load
 from bnbench.data.own import load_own
 from bnbench.data.synthetic import make_synthetic
@@ -40,6 +43,36 @@ def test_defaults_stay_modest_in_memory():
 def test_a_synthetic_set_too_large_for_memory_is_refused_before_it_is_made():
     with pytest.raises(ValueError, match=r"GiB.*lower data\.image_size"):
         make_synthetic(100_000, 10, 1000, 100)
+
+
+@pytest.fixture(scope="module")
+def by_model() -> dict[str, RunConfig]:
+    """A run of each model on synthetic data of the default size."""
+    jobs = compose_jobs(["data=synthetic", f"model={','.join(catalog.MODELS)}"], True)
+    return {job.model.name: job for job in jobs}
+
+
+def test_synthetic_images_are_as_large_as_the_model_asks_and_the_run_says_so(by_model):
+    sizes = {name: job.identity()["data"]["image_size"] for name, job in by_model.items()}
+    assert sizes["resnet8"] == sizes["vgg16"] == 32
+    assert sizes["resnet50"] == sizes["densenet121"] == 64
+    assert sizes["inception_v3"] == 299
+    (given,) = compose_jobs(["data=synthetic", "model=densenet121", "data.image_size=40"], False)
+    assert given.identity()["data"]["image_size"] == given.data.side == 40
+
+
+def test_every_norm_takes_every_model_on_synthetic_data(by_model):
+    """As far as the words can tell; Inception's auxiliary head sees one pixel, which `in` cannot take."""
+    refused = []
+    for kind in catalog.NORMS:
+        words = ["norm.batch_size=4"] if kind == "ghost" else []
+        norm = compose_jobs([f"norm={kind}", *words], False)[0].norm
+        for name, job in by_model.items():
+            try:
+                dataclasses.replace(job, norm=norm)
+            except ValueError:
+                refused.append((name, kind))
+    assert refused == [("inception_v3", "in")]
 
 
 def test_synthetic_data_is_labelled_in_its_identity():
