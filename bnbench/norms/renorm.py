@@ -69,7 +69,7 @@ class BatchRenorm2d(SpansRanks, TrackingBatchNorm2d):
         """r_max and d_max of the coming step, () each; tensors, so that nothing waits for the device."""
         past = self.num_batches_tracked - self.warmup
         r, d = (
-            (past / (end - self.warmup)).clamp(0, 1) if end > self.warmup else (past >= 0).float()
+            (past / (end - self.warmup)).clamp(0, 1) if end - self.warmup > 1e-6 else (past >= 0).float()
             for end in (self.r_end, self.d_end)
         )
         return 1 + r * (self.r_max - 1), d * self.d_max

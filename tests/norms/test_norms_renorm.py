@@ -114,9 +114,9 @@ def test_the_papers_schedule():
 
 @few
 @given(
-    warmup=st.floats(0, 0.5),
-    r_more=st.floats(0, 0.5),
-    d_more=st.floats(0, 0.5),
+    warmup=st.integers(0, 500).map(lambda n: n / 1000),
+    r_more=st.integers(0, 500).map(lambda n: n / 1000),
+    d_more=st.integers(0, 500).map(lambda n: n / 1000),
     total=st.integers(1, 5000),
     r_max=st.floats(1, 10),
     d_max=st.floats(0, 10),
