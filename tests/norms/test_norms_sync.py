@@ -347,7 +347,7 @@ def test_copies_and_checkpoints_of_layers_with_a_group():
 
 
 def _compiled(world):
-    """Each kind compiled against itself, forward and backward; what fullgraph says."""
+    """Each kind compiled against itself, forward and backward."""
     results = {}
     for kind in KINDS:
         torch.manual_seed(1)
@@ -365,19 +365,13 @@ def _compiled(world):
         results[kind] = max((got - want).abs().max().item() for got, want in zip(*outputs, strict=True))
         assert torch.equal(norm.weight.grad, plain.weight.grad)
         assert torch.equal(norm.running_var, plain.running_var)
-    whole = torch.compile(build_norm("syncbn", 3), backend="eager", fullgraph=True)
-    try:
-        whole(torch.randn(2, 3, 4, 4))
-    except Exception as error:
-        return results, type(error).__module__
-    return results, ""
+    return results
 
 
 def test_compiled_across_ranks_with_graph_breaks():
-    """Not as one graph: the count of values over all ranks is read on the host, to refuse a count of one."""
-    for differences, refused_by in on_ranks(2, _compiled):
+    """The count of values over all ranks is read on the host, to refuse a count of one: a break in the graph."""
+    for differences in on_ranks(2, _compiled):
         assert all(value < TOLERANCE for value in differences.values()), differences
-        assert refused_by.startswith("torch.")
 
 
 def test_torchs_fused_kernel_takes_what_we_give_it():
