@@ -1,0 +1,180 @@
+"""One run: everything that a rank needs to train it, and the identity that defines it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from bnbench import catalog, dotted
+from bnbench.records import digest
+from bnbench.span import DEVICE, Span, span_of
+
+from .data import DataConfig
+from .fields import STRICT, Int, positive
+from .model import ModelConfig
+from .norm import NormConfig
+from .optim import OptimConfig
+from .trainer import LoggerConfig, TrainerConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: everything that a rank needs to train it."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    dir: str
+    seed: Int
+    epochs: Int
+    global_batch: Int
+    model: ModelConfig
+    norm: NormConfig
+    data: DataConfig
+    optim: OptimConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
+            raise ValueError(
+                f"name={self.name!r} names a folder and a W&B group: use letters, digits, -, _ and . (not first)"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
+        positive("epochs", self.epochs)
+        positive("global_batch", self.global_batch)
+        world = self.trainer.world_size
+        if self.global_batch % world:
+            below = self.global_batch - self.global_batch % world
+            choices = ", ".join(str(n) for n in (below, below + world) if n)
+            raise ValueError(
+                f"global_batch={self.global_batch} is not divisible by the {world} ranks of "
+                f"trainer.devices={self.trainer.devices} x trainer.num_nodes={self.trainer.num_nodes}: every "
+                f"rank takes the same number of images; choose {choices}, or other devices"
+            )
+        if self.optim.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.optim.warmup_epochs} is longer than epochs={self.epochs}: lower it"
+            )
+        _ = self.span  # raises where the NBS cannot be reached
+        if self.data.side is not None:
+            self.model.check_side(self.data.side, self._one_value)
+        if self.norm.name == "ghost" and self.span.kind != "ghost":
+            divisors = [n for n in range(1, self.per_device_batch) if self.per_device_batch % n == 0]
+            asked = "null" if self.norm.batch_size is None else self.norm.batch_size
+            raise ValueError(
+                f"norm.batch_size={asked} with norm=ghost must lie below the per-device batch of "
+                f"{self.per_device_batch} and divide it: choose {', '.join(map(str, divisors)) or 'norm=bn'}"
+            )
+
+    @property
+    def per_device_batch(self) -> int:
+        return self.global_batch // self.trainer.world_size
+
+    @property
+    def nbs(self) -> int | None:
+        """Images that share statistics; None for a norm that treats each image by itself."""
+        if self.norm.info.family != "batch" or self.norm.frozen_from_start:
+            return None
+        if self.norm.name == "syncbn":
+            return self.global_batch
+        return self.per_device_batch if self.norm.batch_size is None else self.norm.batch_size
+
+    @property
+    def span(self) -> Span:
+        if self.nbs is None:
+            return DEVICE
+        return span_of(self.nbs, self.per_device_batch, self.trainer.world_size, self.trainer.devices)
+
+    @property
+    def kind(self) -> str:
+        """The norm that a run's identity names: `syncbn` is `bn` at world, `ghost` is `bn` below a device."""
+        return self.norm.info.alias_of or self.norm.name
+
+    @property
+    def _one_value(self) -> tuple[str, str] | None:
+        """What takes each channel of each image by itself, so that a map of one pixel has no variance."""
+        if self.norm.name == "in":
+            return "norm=in", "another norm"
+        if self.nbs == 1 and not dotted.is_dotted(self.norm.name):
+            return "an NBS of 1", "norm.batch_size=2 or more"
+        return None
+
+    def ignored(self) -> dict[str, Any]:
+        """Settings of this run that nothing would read."""
+        parts = {"model": self.model.ignored(), "norm": self.norm.ignored(), "optim": self.optim.ignored()}
+        return {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
+
+    def without_ignored(self) -> RunConfig:
+        return dataclasses.replace(
+            self,
+            model=self.model.without_ignored(),
+            norm=self.norm.without_ignored(),
+            optim=self.optim.without_ignored(),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What defines this run; two runs with equal identities are the same measurement."""
+        norm = {key: getattr(self.norm, key) for key in self.norm.reads if key != "batch_size"}
+        norm["placement"] = self.norm.placement
+        if dotted.is_dotted(self.norm.name):
+            norm["source"] = dotted.source_digest(self.norm.name)
+        return {
+            "model": self.model.identity(),
+            "norm": {"name": self.kind, **norm},
+            "nbs": self.nbs,
+            "per_device_batch": self.per_device_batch,
+            "global_batch": self.global_batch,
+            "world_size": self.trainer.world_size,
+            "data": self.data.identity(),
+            "recipe": {"epochs": self.epochs, **dataclasses.asdict(self.optim.without_ignored())},
+            "precision": self.trainer.precision,
+            "seed": self.seed,
+        }
+
+    @property
+    def run_name(self) -> str:
+        nbs = "" if self.nbs is None else f"-nbs{self.nbs}"
+        return f"{self.model.label}-{self.kind.rpartition('.')[2]}{nbs}-s{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where this run's files go: what it is, and the digest that sets it apart."""
+        return Path(self.dir) / f"{self.run_name}-{digest(self.identity())}"
+
+
+def from_mapping(values: Mapping[str, Any]) -> RunConfig:
+    """A RunConfig from composed values; ValueError with one line if one is of the wrong type or rule."""
+    try:
+        return pydantic.TypeAdapter(RunConfig).validate_python(_sized(values))
+    except pydantic.ValidationError as error:
+        raise ValueError(_first_line(error.errors()[0])) from None
+
+
+def _sized(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Made-up images without a size are as large as the model asks: data alone does not know it."""
+    known, data = dict(values), values.get("data")
+    if isinstance(data, Mapping) and data.get("name") == "synthetic" and data.get("image_size") is None:
+        model = values.get("model")
+        info = catalog.MODELS.get(str(model.get("name"))) if isinstance(model, Mapping) else None
+        known["data"] = {**data, "image_size": info.usual_side if info else 32}
+    return known
+
+
+def _first_line(error: Any) -> str:
+    rule = error.get("ctx", {}).get("error")
+    if rule is not None:  # raised by a __post_init__ above
+        return str(rule)
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "unexpected_keyword_argument":
+        choice = f" with this choice of {error['loc'][0]}" if len(error["loc"]) > 1 else ""
+        return f"{key} is read by nothing{choice}: remove it"
+    if error["type"] == "missing":
+        return f"{key} is missing: every run needs it"
+    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"

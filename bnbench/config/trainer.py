@@ -1,0 +1,46 @@
+"""The world that trains a run, and where its curves go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnbench import catalog
+
+from .fields import STRICT, Int, positive
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    __pydantic_config__ = STRICT
+    accelerator: str
+    devices: Int
+    num_nodes: Int
+    precision: str
+    threads: Int | None
+    log_every: Int
+    save_weights: bool
+
+    def __post_init__(self) -> None:
+        catalog.check_known("trainer.accelerator", self.accelerator, catalog.ACCELERATORS)
+        catalog.check_known("trainer.precision", self.precision, catalog.PRECISIONS)
+        for key in ("devices", "num_nodes", "threads", "log_every"):
+            positive(f"trainer.{key}", getattr(self, key))
+
+    @property
+    def world_size(self) -> int:
+        return self.devices * self.num_nodes
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    __pydantic_config__ = STRICT
+    name: str
+    project: str = "bnbench"
+    entity: str | None = None
+    mode: str = "offline"
+
+    def __post_init__(self) -> None:
+        catalog.check_known("logger", self.name, ("wandb", "none"))
+        catalog.check_known(
+            "logger.mode (which follows WANDB_MODE)", self.mode, ("offline", "online", "disabled")
+        )
