@@ -25,8 +25,9 @@ from bnbench.config import RunConfig
 from bnbench.launch import Place
 from bnbench.training.callbacks import History, RunningStatistics, TrainingCurve
 from bnbench.training.optim import build_optimizer
-from bnbench.training.run import DataCache, build_trainer, set_up, settle
+from bnbench.training.setup import DataCache, set_up, settle
 from bnbench.training.tracking import finish_tracking, start_tracking
+from bnbench.training.trainer import build_trainer
 from bnbench.training.world import World
 
 BATCHES = (32, 2)

@@ -176,7 +176,7 @@ def write_failure(config: RunConfig, status: str, error: str) -> None:
 def _serve(place: Place, accelerator: str, store_path: str, pipe: Connection) -> None:
     """A rank's life: join the world, then train what comes down the pipe until None does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the starter, which ends its ranks
-    from bnbench.training.run import DataCache
+    from bnbench.training.setup import DataCache
     from bnbench.training.world import World
 
     try:
@@ -217,7 +217,8 @@ def _run_attached(place: Place, plan: Plan) -> list[Outcome]:
 
     A failure propagates: the other ranks may hang, and what started them ends them.
     """
-    from bnbench.training.run import DataCache, train_run
+    from bnbench.training.run import train_run
+    from bnbench.training.setup import DataCache
     from bnbench.training.world import SetupError, World
 
     world = World.join(place, plan.runs[0].trainer.accelerator)

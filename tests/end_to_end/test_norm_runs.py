@@ -157,7 +157,7 @@ def test_a_probe_leaves_the_model_as_it_was(workplace: Path) -> None:
     from bnbench.compose import compose_jobs
     from bnbench.launch import Place
     from bnbench.models import build_model
-    from bnbench.training.run import DataCache, set_up
+    from bnbench.training.setup import DataCache, set_up
     from bnbench.training.world import World
 
     (config,) = compose_jobs([*SMALL, "norm=brn", "trainer.devices=1", "trainer.accelerator=cpu"])

@@ -16,7 +16,8 @@ from bnbench.compose import compose_jobs
 from bnbench.norms import NORMS, build_norm, merge_running_statistics
 from bnbench.training.callbacks import FreezeStatistics, MergeEveryStep, RunningStatistics
 from bnbench.training.module import Classifier
-from bnbench.training.run import _norm_options, norm_callbacks
+from bnbench.training.setup import norm_options
+from bnbench.training.trainer import norm_callbacks
 from tests.ranks import on_ranks
 
 
@@ -38,7 +39,7 @@ class _Groups:
 @pytest.mark.parametrize("kind", NORMS)
 def test_every_choice_gives_its_builder_what_it_takes(kind):
     config = _config(f"norm={kind}", *(["norm.batch_size=8"] if kind == "ghost" else []))
-    options = _norm_options(config, _Groups(), 100)
+    options = norm_options(config, _Groups(), 100)
     if kind != "none":  # swap_norms carries out `init`
         build_norm(config.kind, 32, **{k: v for k, v in options.items() if k != "process_group"})
     assert ("ghosts" in options) == (kind == "ghost")
@@ -46,12 +47,12 @@ def test_every_choice_gives_its_builder_what_it_takes(kind):
 
 
 def test_the_schedule_of_brn_is_in_fractions_or_in_steps():
-    fractions = _norm_options(_config("norm=brn"), _Groups(), 100)
+    fractions = norm_options(_config("norm=brn"), _Groups(), 100)
     assert fractions["total_steps"] == 100
     words = ("norm.warmup=5", "norm.r_end=40", "norm.d_end=25")
-    assert "total_steps" not in _norm_options(_config("norm=brn", *words), _Groups(), 100)
+    assert "total_steps" not in norm_options(_config("norm=brn", *words), _Groups(), 100)
     layers = [
-        build_norm("brn", 4, **_norm_options(_config("norm=brn", *more), _Groups(), 100))
+        build_norm("brn", 4, **norm_options(_config("norm=brn", *more), _Groups(), 100))
         for more in (("norm.warmup=0.05", "norm.r_end=0.4", "norm.d_end=0.25"), words)
     ]
     for step in range(0, 60, 7):
@@ -76,7 +77,7 @@ def test_only_what_needs_it_is_called_between_steps():
 
 
 def _reference(world, *words: str):
-    from bnbench.training.run import DataCache, set_up
+    from bnbench.training.setup import DataCache, set_up
 
     return set_up(_config(*words), world, DataCache()).module.model.reference
 

@@ -19,7 +19,7 @@ from bnbench.norms import NORMS, swap_norms
 from bnbench.training.callbacks import Epoch
 from bnbench.training.meter import Meter
 from bnbench.training.optim import build_optimizer, parameter_groups, warmup_cosine
-from bnbench.training.run import _metrics
+from bnbench.training.result import metrics
 from tests.ranks import on_ranks
 
 # Parameter groups
@@ -189,21 +189,21 @@ def _epochs(errors: list[float]) -> list[Epoch]:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30))
 def test_final_is_the_last_epoch_then_the_median_of_the_last_five(errors):
-    metrics = _metrics(_epochs(errors), nn.Linear(2, 3), "completed")
+    found = metrics(_epochs(errors), nn.Linear(2, 3), "completed")
     error = errors[-1] if len(errors) < 10 else statistics.median(errors[-5:])
-    assert metrics["final_val_error"] == error
+    assert found["final_val_error"] == error
     assert [metrics[key] for key in FINAL] == [error, error + 1, error + 2, error + 3]
-    assert metrics["params"] == 9
+    assert found["params"] == 9
 
 
 @pytest.mark.parametrize("length", [3, 9, 10, 25])
 def test_final_is_never_the_best_epoch(length):
     errors = [50.0 - n for n in range(length)]
     errors[-2] = 1.0  # one lucky epoch among the last
-    assert _metrics(_epochs(errors), nn.Linear(2, 3), "completed")["final_val_error"] > 20
+    assert metrics(_epochs(errors), nn.Linear(2, 3), "completed")["final_val_error"] > 20
 
 
 @pytest.mark.parametrize("done", [0, 2, 12])
 def test_a_diverged_run_has_no_error(done):
-    metrics = _metrics(_epochs([10.0] * done), nn.Linear(2, 3), "diverged")
-    assert {metrics[key] for key in FINAL} == {None}
+    found = metrics(_epochs([10.0] * done), nn.Linear(2, 3), "diverged")
+    assert {found[key] for key in FINAL} == {None}

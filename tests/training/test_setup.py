@@ -15,7 +15,8 @@ def _train(world, config: RunConfig):
     """What a rank sees of the run, and whether the world still works after it."""
     import torchvision
 
-    from bnbench.training.run import DataCache, train_run
+    from bnbench.training.run import train_run
+    from bnbench.training.setup import DataCache
     from bnbench.training.world import SetupError
 
     def unreachable(self):

@@ -1,0 +1,64 @@
+"""Lightning's Trainer for a joined world, and the callbacks that a norm asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from bnbench.config import RunConfig
+from bnbench.training.callbacks import FreezeStatistics, MergeEveryStep, bundle
+from bnbench.training.world import JoinedEnvironment, World
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
+
+
+def statistics_policy(config: RunConfig) -> str:
+    return config.norm.statistics or "mean"
+
+
+def norm_callbacks(config: RunConfig, steps_per_epoch: int) -> list[Any]:
+    """What some norms need done between steps."""
+    norm, found = config.norm, list[Any]()
+    if config.kind == "brn" and config.trainer.world_size > 1:
+        found.append(MergeEveryStep())
+    if config.kind == "frozen" and norm.after:
+        total = config.epochs * steps_per_epoch
+        found.append(FreezeStatistics(norm.after, total, statistics_policy(config)))
+    return found
+
+
+def build_trainer(
+    config: RunConfig, world: World, logger: WandbLogger | None, callbacks: list[Any]
+) -> Trainer:
+    strategy: Strategy
+    if world.place.size == 1:
+        strategy = SingleDeviceStrategy(device=world.device)
+    else:
+        strategy = DDPStrategy(
+            cluster_environment=JoinedEnvironment(world.place),
+            process_group_backend=world.backend,
+            broadcast_buffers=False,  # RunningStatistics merges them by a stated policy instead
+            gradient_as_bucket_view=True,
+        )
+    cuda = world.device.type == "cuda"
+    return Trainer(
+        accelerator="gpu" if cuda else "cpu",
+        devices=[world.device.index] if cuda and world.place.size == 1 else world.place.local_size,
+        num_nodes=world.place.nodes,
+        strategy=strategy,
+        precision=PRECISION[config.trainer.precision],  # type: ignore[arg-type]
+        max_epochs=config.epochs,
+        logger=logger or False,
+        callbacks=[bundle(callbacks)],
+        log_every_n_steps=0,  # nothing is logged in a step: TrainingCurve writes to the logger itself
+        default_root_dir=config.folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the loaders know their rank
+        sync_batchnorm=False,  # would rewrite every batch norm: the span is the subject here
+    )
