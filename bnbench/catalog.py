@@ -266,8 +266,10 @@ GROUPS: dict[str, str] = {
     "model": "the network",
     "norm": "the normalization layer, and over how many images it shares statistics",
     "data": "the images, held decoded on the training device",
-    "optim": "the recipe: optimizer, learning rate, warmup and schedule",
-    "trainer": "the world: device kind, ranks, nodes, precision, threads",
+    "optim": "optimizer, learning rate by a rule in the global batch, warmup, weight decay",
+    "schedule": "the learning rate after warmup",
+    "recipe": "what else shapes a step: label smoothing, zero-gamma, EMA, accumulation, clipping",
+    "trainer": "the world: device kind, ranks, nodes, precision, memory format, compile, threads",
     "logger": "where curves go besides the record",
     "experiment": "a whole study in one file: sweeps and settings together",
 }
@@ -282,6 +284,43 @@ KEYS: dict[str, str] = {
     "norm.batch_size": "NBS: images that share statistics; null = the per-device batch",
     "norm.placement": "before (default) or after the activation behind it",
     "trainer.devices": "ranks on each node (CPU ranks use gloo, GPU ranks NCCL)",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of a Hydra group: `uses` names the keys that it reads and others of the group do not."""
+
+    summary: str
+    uses: tuple[str, ...] = ()
+
+
+OPTIMIZERS: dict[str, Choice] = {
+    "sgd": Choice("SGD with momentum, Nesterov's by default", ("momentum", "nesterov")),
+    "adamw": Choice("AdamW (Loshchilov & Hutter 2019)", ("betas", "eps")),
+    "lars": Choice(
+        "LARS for large batches (You et al. 2017), timm's", ("momentum", "nesterov", "eps", "trust")
+    ),
+}
+
+SCHEDULES: dict[str, Choice] = {
+    "cosine": Choice("half a cosine from the peak to 0"),
+    "step": Choice("times schedule.gamma at each of schedule.milestones", ("milestones", "gamma")),
+    "constant": Choice("the peak to the end"),
+    "range": Choice("from optim.lr up to schedule.lr_end, geometrically: an LR range test", ("lr_end",)),
+}
+
+# What is said of batch normalization, and conf/experiment/claims/ puts to the test.
+CLAIMS: dict[str, str] = {
+    "convergence": "BN converges in fewer steps than no normalization",
+    "learning_rate": "BN trains at higher learning rates than no normalization",
+    "accuracy": "BN is more accurate than no normalization at an equal budget, each at its best learning rate",
+    "covariate_shift": "BN makes the inputs of layers drift less, and gradients more predictive",
+    "regularization": "a smaller NBS closes the gap between training and test, with and without dropout",
+    "depth": "BN trains networks that are too deep without it",
+    "small_batch": "a small NBS hurts BN, and SyncBN, BRN, VBN and GN answer it",
+    "placement": "BN before the activation is better than after it",
+    "inference": "BN's error in inference differs from its error under training statistics, at small NBS",
 }
 
 STATISTICS_POLICIES = ("mean", "rank0")

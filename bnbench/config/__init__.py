@@ -7,7 +7,7 @@ one Hydra group in conf/; `__post_init__` raises ValueError with the value, the 
 from .data import DataConfig
 from .model import ModelConfig
 from .norm import NormConfig
-from .optim import OptimConfig
+from .optim import OptimConfig, RecipeConfig, ScheduleConfig
 from .run import RunConfig, from_mapping
 from .trainer import LoggerConfig, TrainerConfig
 
@@ -17,7 +17,9 @@ __all__ = [
     "ModelConfig",
     "NormConfig",
     "OptimConfig",
+    "RecipeConfig",
     "RunConfig",
+    "ScheduleConfig",
     "TrainerConfig",
     "from_mapping",
 ]

@@ -19,7 +19,7 @@ from .data import DataConfig
 from .fields import STRICT, Int, positive
 from .model import ModelConfig
 from .norm import NormConfig
-from .optim import OptimConfig
+from .optim import OptimConfig, RecipeConfig, ScheduleConfig
 from .trainer import LoggerConfig, TrainerConfig
 
 
@@ -37,10 +37,15 @@ class RunConfig:
     norm: NormConfig
     data: DataConfig
     optim: OptimConfig
+    schedule: ScheduleConfig
+    recipe: RecipeConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    claim: str | None = None  # that this run is evidence for; of no effect on it
 
     def __post_init__(self) -> None:
+        if self.claim is not None:
+            catalog.check_known("claim", self.claim, catalog.CLAIMS)
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", self.name):
             raise ValueError(
                 f"name={self.name!r} names a folder and a W&B group: use letters, digits, -, _ and . (not first)"
@@ -49,15 +54,7 @@ class RunConfig:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
         positive("epochs", self.epochs)
         positive("global_batch", self.global_batch)
-        world = self.trainer.world_size
-        if self.global_batch % world:
-            below = self.global_batch - self.global_batch % world
-            choices = ", ".join(str(n) for n in (below, below + world) if n)
-            raise ValueError(
-                f"global_batch={self.global_batch} is not divisible by the {world} ranks of "
-                f"trainer.devices={self.trainer.devices} x trainer.num_nodes={self.trainer.num_nodes}: every "
-                f"rank takes the same number of images; choose {choices}, or other devices"
-            )
+        self._check_batch()
         if self.optim.warmup_epochs > self.epochs:
             raise ValueError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs} is longer than epochs={self.epochs}: lower it"
@@ -73,9 +70,23 @@ class RunConfig:
                 f"{self.per_device_batch} and divide it: choose {', '.join(map(str, divisors)) or 'norm=bn'}"
             )
 
+    def _check_batch(self) -> None:
+        world, parts = self.trainer.world_size, self.recipe.accumulate
+        if self.global_batch % (world * parts):
+            whole = world * parts
+            below = self.global_batch - self.global_batch % whole
+            choices = ", ".join(str(n) for n in (below, below + whole) if n)
+            by = "" if parts == 1 else f" x recipe.accumulate={parts}"
+            raise ValueError(
+                f"global_batch={self.global_batch} is not divisible by the {world} ranks of "
+                f"trainer.devices={self.trainer.devices} x trainer.num_nodes={self.trainer.num_nodes}{by}: every "
+                f"rank takes the same number of images; choose {choices}, or other devices"
+            )
+
     @property
     def per_device_batch(self) -> int:
-        return self.global_batch // self.trainer.world_size
+        """Images of one forward pass on one rank; accumulation makes it smaller than a rank's share of a step."""
+        return self.global_batch // (self.trainer.world_size * self.recipe.accumulate)
 
     @property
     def nbs(self) -> int | None:
@@ -108,7 +119,7 @@ class RunConfig:
 
     def ignored(self) -> dict[str, Any]:
         """Settings of this run that nothing would read."""
-        parts = {"model": self.model.ignored(), "norm": self.norm.ignored(), "optim": self.optim.ignored()}
+        parts = {part: getattr(self, part).ignored() for part in ("model", "norm", "optim", "schedule")}
         return {f"{part}.{key}": value for part, keys in parts.items() for key, value in keys.items()}
 
     def without_ignored(self) -> RunConfig:
@@ -117,6 +128,7 @@ class RunConfig:
             model=self.model.without_ignored(),
             norm=self.norm.without_ignored(),
             optim=self.optim.without_ignored(),
+            schedule=self.schedule.without_ignored(),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -133,8 +145,14 @@ class RunConfig:
             "global_batch": self.global_batch,
             "world_size": self.trainer.world_size,
             "data": self.data.identity(),
-            "recipe": {"epochs": self.epochs, **dataclasses.asdict(self.optim.without_ignored())},
+            "recipe": {
+                "epochs": self.epochs,
+                **self.optim.identity(),
+                "schedule": self.schedule.identity(),
+                **self.recipe.identity(),
+            },
             "precision": self.trainer.precision,
+            "execution": self.trainer.execution(),
             "seed": self.seed,
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bnbench import catalog
 
@@ -16,6 +17,11 @@ class TrainerConfig:
     devices: Int
     num_nodes: Int
     precision: str
+    tf32: bool
+    cudnn_benchmark: bool
+    deterministic: bool
+    channels_last: bool
+    compile: bool
     threads: Int | None
     log_every: Int
     save_weights: bool
@@ -25,6 +31,11 @@ class TrainerConfig:
         catalog.check_known("trainer.precision", self.precision, catalog.PRECISIONS)
         for key in ("devices", "num_nodes", "threads", "log_every"):
             positive(f"trainer.{key}", getattr(self, key))
+
+    def execution(self) -> dict[str, Any]:
+        """What may change rounding and time, and nothing else: recorded factors of the identity."""
+        keys = ("tf32", "cudnn_benchmark", "deterministic", "channels_last", "compile")
+        return {key: getattr(self, key) for key in keys}
 
     @property
     def world_size(self) -> int:

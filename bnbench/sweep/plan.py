@@ -28,8 +28,10 @@ class Plan:
 def plan_single(config: RunConfig) -> Plan:
     """One run. ValueError if a setting would be ignored: what is asked must be what is done."""
     for key, value in config.ignored().items():
-        reader, way_out = _reader(key, config), "leave it out, or choose linear or sqrt"
-        if key == "norm.batch_size" and config.norm.name == "syncbn":
+        reader, way_out = _reader(key, config), "leave it out"
+        if key == "optim.base_batch":
+            way_out = "leave it out, or choose linear or sqrt"
+        elif key == "norm.batch_size" and config.norm.name == "syncbn":
             way_out = "syncbn spans the global batch; use norm=bn to choose its NBS"
         elif key == "norm.batch_size":
             way_out = f"{config.norm.name} shares no statistics between images and has no NBS; leave it out"
@@ -45,8 +47,12 @@ def _reader(key: str, config: RunConfig) -> str:
     """The setting whose choice makes `key` meaningless."""
     if key.startswith("model."):
         return f"model={config.model.name}"
-    if not key.startswith("norm."):
+    if key == "optim.base_batch":
         return f"optim.lr_rule={config.optim.lr_rule}"
+    if key.startswith("optim."):
+        return f"optim={config.optim.name}"
+    if key.startswith("schedule."):
+        return f"schedule={config.schedule.name}"
     return f"norm={config.norm.name}" + (" with norm.after=0" if config.norm.frozen_from_start else "")
 
 

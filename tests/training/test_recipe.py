@@ -192,7 +192,7 @@ def test_final_is_the_last_epoch_then_the_median_of_the_last_five(errors):
     found = metrics(_epochs(errors), nn.Linear(2, 3), "completed")
     error = errors[-1] if len(errors) < 10 else statistics.median(errors[-5:])
     assert found["final_val_error"] == error
-    assert [metrics[key] for key in FINAL] == [error, error + 1, error + 2, error + 3]
+    assert [found[key] for key in FINAL] == [error, error + 1, error + 2, error + 3]
     assert found["params"] == 9
 
 
