@@ -174,7 +174,7 @@ MODELS: dict[str, ModelInfo] = {
         f"resnet{depth}": ModelInfo(
             "cifar_resnet",
             f"CIFAR ResNet, {depth} layers: {(depth - 2) // 6} block(s) a stage, widths 16/32/64",
-            ("width", "stem_stride", "preact", "weights"),
+            ("width", "stem_stride", "preact", "residual", "dropout", "weights"),
             1,
             5,
         )
@@ -240,7 +240,7 @@ MODELS: dict[str, ModelInfo] = {
 }
 
 MODEL_FAMILIES: dict[str, str] = {
-    "cifar_resnet": "ResNet for small images, widths 16/32/64 (model.width, stem_stride, preact)",
+    "cifar_resnet": "ResNet for small images, widths 16/32/64 (model.width, stem_stride, preact, residual, dropout)",
     "cifar_densenet": "DenseNet (L, k) for small images, -BC with bottlenecks (model.depth, growth)",
     "cifar_vgg": "VGG for 32x32",
     "cifar_inception": "a small Inception for 28x28 to 32x32",

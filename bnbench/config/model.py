@@ -21,6 +21,8 @@ class ModelConfig:
     width: Int | None = None
     stem_stride: Int | None = None
     preact: bool | None = None
+    residual: bool | None = None
+    dropout: Float | None = None
     depth: Int | None = None
     growth: Int | None = None
     aux_weight: Float | None = None
@@ -40,6 +42,13 @@ class ModelConfig:
         for key in ("width", "stem_stride", "depth", "growth"):
             positive(f"model.{key}", getattr(self, key))
         positive("model.aux_weight", self.aux_weight, inclusive=True)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout} is a probability: it must lie in [0, 1)")
+        if self.preact and self.residual is False:
+            raise ValueError(
+                "model.residual=false with model.preact=true: the pre-activation order is one of residual blocks; "
+                "set model.preact=false"
+            )
         if "depth" in self.info.uses:
             assert self.depth is not None
             catalog.check_depth(self.name, self.depth)

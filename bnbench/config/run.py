@@ -94,7 +94,7 @@ class RunConfig:
         if self.norm.info.family != "batch" or self.norm.frozen_from_start:
             return None
         if self.norm.name == "syncbn":
-            return self.global_batch
+            return self.per_device_batch * self.trainer.world_size
         return self.per_device_batch if self.norm.batch_size is None else self.norm.batch_size
 
     @property

@@ -12,8 +12,9 @@ from .initialize import kaiming
 class Block(nn.Module):
     """Two 3x3 convolutions and a parameter-free shortcut (option A: subsample, pad channels with zeros)."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, residual: bool = True) -> None:
         super().__init__()
+        self.residual = residual
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -30,7 +31,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+        if self.residual:
+            out = out + self.shortcut(x)
+        return F.relu(out)
 
 
 class PreactBlock(Block):
@@ -58,11 +61,20 @@ class CifarResNet(nn.Module):
     Built with BatchNorm2d everywhere; `norms.swap_norms` puts another norm in its places, so that at one
     seed the convolutions start equal whatever the norm. `stem_stride=2` quarters the cost. `preact=True`
     is the pre-activation order of He et al. 2016b: it takes the norm behind the stem's convolution away and
-    puts one, with its ReLU, before the pooling. Raises ValueError for a depth that is not 6 n + 2.
+    puts one, with its ReLU, before the pooling. `residual=False` leaves the shortcuts out: the plain networks
+    of the same paper. `dropout` is the probability of dropping a feature before the classifier.
+    Raises ValueError for a depth that is not 6 n + 2, and for a plain network in the pre-activation order.
     """
 
     def __init__(
-        self, depth: int, num_classes: int, width: int = 16, stem_stride: int = 1, preact: bool = False
+        self,
+        depth: int,
+        num_classes: int,
+        width: int = 16,
+        stem_stride: int = 1,
+        preact: bool = False,
+        residual: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 2, 6)
@@ -71,6 +83,11 @@ class CifarResNet(nn.Module):
         for key, value in {"width": width, "stem_stride": stem_stride}.items():
             if value < 1:
                 raise ValueError(f"model.{key}={value} must be at least 1")
+        if preact and not residual:
+            raise ValueError(
+                "model.residual=false with model.preact=true: the pre-activation order is one of residual blocks; "
+                "set model.preact=false"
+            )
         self.preact = preact
         self.conv1 = nn.Conv2d(3, width, 3, stem_stride, padding=1, bias=False)
         if not preact:
@@ -84,11 +101,12 @@ class CifarResNet(nn.Module):
                 if preact:
                     stages.append(PreactBlock(channels, out_channels, stride, first=block == 0))
                 else:
-                    stages.append(Block(channels, out_channels, stride))
+                    stages.append(Block(channels, out_channels, stride, residual))
                 channels = out_channels
         self.blocks = nn.Sequential(*stages)
         if preact:
             self.final_norm = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
         kaiming(self)
 
@@ -99,4 +117,4 @@ class CifarResNet(nn.Module):
         x = self.blocks(x)
         if self.preact:
             x = F.relu(self.final_norm(x))
-        return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return self.fc(self.dropout(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)))
