@@ -15,11 +15,17 @@ from bnbench import catalog, dotted
 
 from .fields import STRICT, Int, positive
 
-DATA_KEYS = {
+STREAMED = ("streamed_folder", "imagenet")
+FOLDERS = ("image_folder", *STREAMED)
+# What a choice must be given, and what it may be; of these keys it reads no other.
+NEEDS: dict[str, tuple[str, ...]] = {
     "image_folder": ("root", "image_size"),
-    "cifar10": ("root",),
+    **dict.fromkeys(("cifar10", "cifar100", "fashion_mnist"), ("root",)),
+    **dict.fromkeys(STREAMED, ("root", "image_size", "workers")),
     "synthetic": ("image_size", "num_classes", "train_images", "test_images"),
 }
+MAY: dict[str, tuple[str, ...]] = dict.fromkeys(FOLDERS, ("num_classes",))
+OWN_MAY = ("image_size", "num_classes", "options")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,9 @@ class DataConfig:
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
     max_train: Int | None = None
     max_test: Int | None = None
+    val_images: Int | None = None  # training images held out and validated on; None: the test set
+    val_seed: Int = 0
+    workers: Int | None = None
     num_classes: Int | None = None
     train_images: Int | None = None
     test_images: Int | None = None
@@ -44,37 +53,65 @@ class DataConfig:
             dotted.check_findable("data.name", self.name)
         else:
             catalog.check_known("data", self.name, catalog.DATASETS)
-        catalog.check_known("data.augment", self.augment, catalog.AUGMENTATIONS)
+        known = catalog.STREAMED_AUGMENTATIONS if self.streamed else catalog.AUGMENTATIONS
+        catalog.check_known("data.augment", self.augment, known)
         for key in ("image_size", "max_train", "max_test", "num_classes", "train_images", "test_images"):
             positive(f"data.{key}", getattr(self, key))
+        positive("data.val_images", self.val_images)
+        positive("data.workers", self.workers, inclusive=True)
+        if not 0 <= self.val_seed < 2**32:
+            raise ValueError(f"data.val_seed={self.val_seed} must be at least 0 and below 2**32")
+        if self.val_seed and self.val_images is None:
+            raise ValueError(
+                f"data.val_seed={self.val_seed} would be ignored without data.val_images: give both, or leave it out"
+            )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise ValueError(
                 f"data.mean={list(self.mean)}, data.std={list(self.std)}: three finite numbers each, "
                 "the deviations positive"
             )
-        reads = DATA_KEYS.get(self.name, ())
-        for key in sorted({key for keys in DATA_KEYS.values() for key in keys} | {"options"}):
+        self._check_keys()
+        if self.name in FOLDERS:
+            self._check_folders()
+
+    def _check_keys(self) -> None:
+        needs = NEEDS.get(self.name, ())
+        may = OWN_MAY if dotted.is_dotted(self.name) else (*needs, *MAY.get(self.name, ()))
+        for key in sorted({key for keys in (*NEEDS.values(), OWN_MAY) for key in keys}):
             value = getattr(self, key)
-            if key in reads and value is None:
+            if key in needs and value is None:
                 raise ValueError(
                     f"data.{key} has no value, and data={self.name} needs one: give data.{key}=..."
                 )
-            may = ("image_size", "options") if dotted.is_dotted(self.name) else reads
             if key not in may and value is not None:
                 raise ValueError(f"data.{key}={value} would be ignored by data={self.name}: leave it out")
-        if self.name == "image_folder":
-            assert self.root is not None
-            for split in ("train", "test"):
-                if not (Path(self.root) / split).is_dir():
-                    raise ValueError(
-                        f"data.root={self.root} has no {split}/ folder: image_folder needs train/ and test/, "
-                        "each with one folder of images per class"
-                    )
+
+    def _check_folders(self) -> None:
+        assert self.root is not None
+        for split in ("train", self.test_folder):
+            if not (Path(self.root) / split).is_dir():
+                raise ValueError(
+                    f"data.root={self.root} has no {split}/ folder: {self.name} needs train/ and "
+                    f"{self.test_folder}/, each with one folder of images per class"
+                )
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are read from disk for each batch, rather than held decoded."""
+        return self.name in STREAMED
+
+    @property
+    def test_folder(self) -> str:
+        """Of a tree of images: ImageNet's test/ has no labels, and many trees have their labelled images in val/."""
+        assert self.root is not None
+        has_val = (Path(self.root) / "val").is_dir() and not (Path(self.root) / "test").is_dir()
+        return "val" if self.name == "imagenet" or (self.streamed and has_val) else "test"
 
     @property
     def side(self) -> int | None:
         """Height and width of the images as the model sees them; None if only a user's own data knows."""
-        return {"digits": 16, "cifar10": 32}.get(self.name, self.image_size)
+        known = {"digits": 16, "cifar10": 32, "cifar100": 32, "fashion_mnist": 28}
+        return known.get(self.name, self.image_size)
 
     @property
     def label(self) -> str | None:
@@ -84,7 +121,12 @@ class DataConfig:
     def identity(self) -> dict[str, Any]:
         """What defines the data: never its path. A folder is known by the names of the files in it."""
         known = dataclasses.asdict(self)
-        del known["root"], known["download"]
+        # How many processes make a batch does not change it.
+        del known["root"], known["download"], known["workers"]
+        if self.val_images is None:
+            del known["val_images"], known["val_seed"]
+        if self.name != "synthetic":
+            known["num_classes"] = None  # elsewhere a check, and the data have them
         # Keys of other data, so that a new one changes no identity that is written already.
         for key in ("num_classes", "train_images", "test_images", "options"):
             if known[key] is None:
@@ -93,17 +135,17 @@ class DataConfig:
             known["source"] = dotted.source_digest(self.name)
         if self.label is not None:
             known["label"] = self.label
-        if self.name == "image_folder":
+        if self.name in FOLDERS:
             assert self.root is not None
-            known["files"] = _listing_digest(self.root)
+            known["files"] = _listing_digest(self.root, self.test_folder)
         return known
 
 
 @functools.cache  # one listing serves every run of a sweep
-def _listing_digest(root: str) -> str:
+def _listing_digest(root: str, test_folder: str) -> str:
     names = sorted(
         os.path.relpath(f"{folder}/{file}", root)
-        for split in ("train", "test")
+        for split in ("train", test_folder)
         for folder, _, files in os.walk(f"{root}/{split}")
         for file in files
     )

@@ -55,4 +55,5 @@ def _augmented(images: Tensor, labels: Tensor, copies: int, seed: int) -> ImageS
     contrast, brightness = contrast.view(n, 1, 1), brightness.view(n, 1, 1)
     values = contrast * canvas + brightness + 0.25 * contrast * noise
     pixels = (60 * values + 110).clamp(0, 255).round().to(torch.uint8)
-    return ImageSet(pixels[:, None].repeat(1, 3, 1, 1), labels, num_classes=10)
+    digits = torch.arange(n // copies).repeat(copies)
+    return ImageSet(pixels[:, None].repeat(1, 3, 1, 1), labels, num_classes=10, sources=digits)

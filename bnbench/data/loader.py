@@ -17,21 +17,30 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Normalizer:
-    """uint8 (N, 3, H, W) to standardized floats: one fused multiply-add."""
+    """uint8 (N, 3, H, W) to standardized floats in a memory format: one fused multiply-add."""
 
     def __init__(
-        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
+        self,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+        memory_format: torch.memory_format = torch.contiguous_format,
     ) -> None:
         mean_, std_ = (torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in (mean, std))
         self.scale, self.shift, self.dtype = 1 / (255 * std_), -mean_ / std_, dtype
+        self.memory_format = memory_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, images.to(self.dtype), self.scale)
+        images = images.to(self.dtype, memory_format=self.memory_format)
+        return torch.addcmul(self.shift, images, self.scale)
 
 
 class TrainLoader:
     """This rank's share of every global step of the current epoch, augmented; the partial batch is dropped.
 
+    With `accumulate` = k, each step's share comes in k parts, as k times as many ranks would take it: part p of
+    rank r is what rank p W + r of k W ranks takes, so that statistics groups are the same as on that world.
     Raises ValueError if the set holds fewer images than a step takes.
     """
 
@@ -46,6 +55,7 @@ class TrainLoader:
         span: Span,
         rank: int,
         world_size: int,
+        accumulate: int = 1,
     ) -> None:
         if len(data) < global_batch:
             raise ValueError(
@@ -54,11 +64,16 @@ class TrainLoader:
             )
         self.data, self.normalize, self.global_batch, self.seed = data, normalize, global_batch, seed
         self.augment = Augment(data.images, augment)
-        self.place = slice(span.residue(rank, world_size), None, world_size)
+        self.places = step_places(span, rank, world_size, accumulate)
         self.epoch = 0
 
-    def __len__(self) -> int:
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch."""
         return len(self.data) // self.global_batch
+
+    def __len__(self) -> int:
+        return self.steps * len(self.places)
 
     @property
     def sampler(self) -> TrainLoader:
@@ -70,11 +85,17 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         steps = epoch_steps(len(self.data), self.global_batch, self.seed, self.epoch)
         labels = self.data.labels
-        first = self.epoch * len(self)
-        for step, indices in enumerate(steps, start=first):
-            draws = generator(self.seed, AUGMENTATION, step)
-            images = self.augment(indices, self.place, draws)
-            yield self.normalize(images), labels[indices[self.place].to(labels.device)]
+        for step, indices in enumerate(steps, start=self.epoch * self.steps):
+            for place in self.places:
+                draws = generator(self.seed, AUGMENTATION, step)
+                images = self.augment(indices, place, draws)
+                yield self.normalize(images), labels[indices[place].to(labels.device)]
+
+
+def step_places(span: Span, rank: int, world_size: int, accumulate: int) -> list[slice]:
+    """Which images of a global step this rank takes, in each of its `accumulate` parts."""
+    ranks = world_size * accumulate
+    return [slice(span.residue(part * world_size + rank, ranks), None, ranks) for part in range(accumulate)]
 
 
 class TestLoader:

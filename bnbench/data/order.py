@@ -6,6 +6,8 @@ runs on different worlds see the same images, augmented alike, in the same stati
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,17 @@ ORDER, AUGMENTATION, REFERENCE = 0, 1, 2  # streams of random numbers that one s
 
 def generator(seed: int, stream: int, count: int) -> torch.Generator:
     """A CPU generator for the `count`-th draw of a stream, whatever was drawn before."""
+    return torch.Generator().manual_seed(mix(seed, stream, count))
+
+
+def mix(seed: int, stream: int, count: int) -> int:
+    """The generator's seed, below 2**63."""
     # SplitMix64's finalizer: neighbouring (seed, stream, count) start far apart.
     mask = 2**64 - 1
     z = (seed * 0x9E3779B97F4A7C15 + stream * 0xD1B54A32D192ED03 + (count + 1) * 0x8CB92BA72F3D8DD7) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-    return torch.Generator().manual_seed((z ^ (z >> 31)) & (2**63 - 1))
+    return (z ^ (z >> 31)) & (2**63 - 1)
 
 
 def reference_images(num_images: int, count: int, seed: int) -> Tensor:
@@ -40,3 +47,9 @@ def epoch_steps(num_images: int, global_batch: int, seed: int, epoch: int) -> Te
     steps = num_images // global_batch
     order = torch.randperm(num_images, generator=generator(seed, ORDER, epoch))
     return order[: steps * global_batch].view(steps, global_batch)
+
+
+def order_digest(num_images: int, global_batch: int, seed: int) -> str:
+    """What tells the order of images of two runs apart, in 16 hexadecimal digits: that of the first epoch."""
+    steps = epoch_steps(num_images, global_batch, seed, 0)
+    return hashlib.sha256(steps.numpy().tobytes()).hexdigest()[:16]

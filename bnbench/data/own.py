@@ -61,4 +61,6 @@ def _problem(made: Any) -> str | None:
         return f"has labels that are not ({len(images)},) torch.int64, one for each image"
     if not len(labels) or labels.min() < 0 or labels.max() >= made.num_classes:
         return f"is empty or has labels outside 0 to {made.num_classes - 1}"
+    if made.sources is not None and made.sources.shape != labels.shape:
+        return f"has sources that are not ({len(images)},), the number of each image's picture"
     return None

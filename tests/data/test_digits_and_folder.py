@@ -18,8 +18,9 @@ from sklearn import datasets
 
 from bnbench.compose import compose_jobs
 from bnbench.data import digits, load
-from bnbench.data.folder import load_cifar10, load_image_folder
+from bnbench.data.folder import load_image_folder
 from bnbench.data.images import ImageSet
+from bnbench.data.published import load_published
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ def test_cifar10_without_a_network_is_one_clear_line(tmp_path, monkeypatch, erro
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
     with pytest.raises(ValueError, match=r"data=cifar10.*image_folder or data=digits") as caught:
-        load_cifar10(str(tmp_path / "new"), True, None, None)
+        load_published("cifar10", str(tmp_path / "new"), True, None, None)
     assert str(tmp_path / "new") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -260,13 +261,13 @@ def test_a_failed_download_removes_nothing_of_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", fail)
     with pytest.raises(ValueError, match="data=cifar10"):
-        load_cifar10(str(root), True, None, None)
+        load_published("cifar10", str(root), True, None, None)
     assert other.exists()
 
 
 def test_cifar10_that_is_not_there_and_may_not_be_fetched(tmp_path):
     with pytest.raises(ValueError, match=r"data=cifar10 is not at data\.root="):
-        load_cifar10(str(tmp_path), False, None, None)
+        load_published("cifar10", str(tmp_path), False, None, None)
 
 
 def test_cifar10_on_disk_needs_no_network(tmp_path, monkeypatch):
@@ -285,9 +286,9 @@ def test_cifar10_on_disk_needs_no_network(tmp_path, monkeypatch):
         (folder / name).write_bytes(pickle.dumps({"data": rows[part], "labels": labels[part]}))
     classes = {"label_names": [str(n) for n in range(10)]}
     (folder / "batches.meta").write_bytes(pickle.dumps(classes))
-    splits = load_cifar10(str(tmp_path), True, None, 3)
+    splits = load_published("cifar10", str(tmp_path), True, None, 3)
     assert torch.equal(splits.train.images, torch.from_numpy(rows[:20].reshape(20, 3, 32, 32)))
     assert splits.train.labels.tolist() == labels[:20]
     assert (len(splits.test), splits.test.num_classes) == (3, 10)
     with pytest.raises(ValueError, match=r"^data\.max_train=21 is more than the 20 images"):
-        load_cifar10(str(tmp_path), False, 21, None)
+        load_published("cifar10", str(tmp_path), False, 21, None)

@@ -1,70 +1,54 @@
-"""CIFAR-10's download, watched: a small archive of its format served on this host to torchvision's downloader."""
+"""Downloads, watched: small archives of the published formats served on this host to torchvision's downloader."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import pickle
+import struct
 import tarfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from gzip import compress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR10
+from torch import Tensor
+from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from bnbench.compose import compose_jobs
-from bnbench.data import load
+from bnbench.data import ImageSet, load
 
 TRAIN, TEST = 20, 6
 
 
 @dataclass
 class Server:
-    """What is served, and what was asked for. `cut` bytes of the archive are withheld."""
+    """What is served by name, and what was asked for. `cut` bytes of each file are withheld."""
 
-    archive: bytes
-    images: np.ndarray
-    labels: list[int]
+    files: dict[str, bytes] = field(default_factory=dict)
+    address: str = ""
     cut: int = 0
     asked: list[str] = field(default_factory=list)
 
 
-def _archive(images: np.ndarray, labels: list[int]) -> tuple[bytes, dict[str, str]]:
-    """The tar.gz, and the MD5 sum of each file in it."""
-    parts = {f"data_batch_{n}": slice(4 * n - 4, 4 * n) for n in range(1, 6)}
-    parts["test_batch"] = slice(TRAIN, TRAIN + TEST)
-    files = {name: pickle.dumps({"data": images[at], "labels": labels[at]}) for name, at in parts.items()}
-    files["batches.meta"] = pickle.dumps({"label_names": [str(n) for n in range(10)]})
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return packed.getvalue(), {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (TRAIN + TEST, 3072), dtype=np.uint8)
-    labels = random.integers(0, 10, TRAIN + TEST).tolist()
-    archive, sums = _archive(images, labels)
-    serving = Server(archive, images, labels)
+    serving = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.headers["Method"] != "HEAD":  # torchvision looks for redirections by a GET that says so
-                serving.asked.append(self.path)
+                serving.asked.append(self.path.strip("/"))
+            content = serving.files[self.path.strip("/")]
             self.send_response(200)
-            self.send_header("Content-Length", str(len(archive)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(archive[: len(archive) - serving.cut])
+            self.wfile.write(content[: len(content) - serving.cut])
 
         def log_message(self, *_: object) -> None:
             pass
@@ -73,54 +57,149 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{http.server_port}/{CIFAR10.filename}")
-    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
-    for name in ("train_list", "test_list"):
-        monkeypatch.setattr(CIFAR10, name, [[file, sums[file]] for file, _ in getattr(CIFAR10, name)])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    serving.address = f"http://127.0.0.1:{http.server_port}/"
     yield serving
     http.shutdown()
     http.server_close()
     thread.join()
 
 
-def _splits(root: Path, *words: str):
-    (config,) = compose_jobs(["data=cifar10", f"data.root={root}", *words], multirun=False)
-    return load(config.data)
+@dataclass
+class Offered:
+    """A data set on the server: its pixels (N, 3, H, W) and labels, training images first, and its files' folder."""
+
+    name: str
+    pixels: Tensor
+    labels: list[int]
+    folder: str
+    archives: list[str]
 
 
-def test_it_is_fetched_once_unpacked_and_loaded(tmp_path: Path, server: Server) -> None:
-    root = tmp_path / "data" / "cifar10"
-    splits = _splits(root)
-    assert server.asked == [f"/{CIFAR10.filename}"]
-    assert (root / CIFAR10.filename).read_bytes() == server.archive
-    assert (root / CIFAR10.base_folder / "data_batch_5").is_file()
-    pixels = torch.from_numpy(server.images.reshape(-1, 3, 32, 32))
-    assert torch.equal(splits.train.images, pixels[:TRAIN])
-    assert torch.equal(splits.test.images, pixels[TRAIN:])
-    assert splits.train.labels.tolist() + splits.test.labels.tolist() == server.labels
-
-    again = _splits(root)
-    without = _splits(root, "data.download=false")
-    assert len(server.asked) == 1, "what is there is not fetched again"
-    assert again.train.digest() == without.train.digest() == splits.train.digest()
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
-def test_it_is_unpacked_again_without_fetching(tmp_path: Path, server: Server) -> None:
-    """The folder is gone, the archive is there."""
-    _splits(tmp_path)
-    for path in (tmp_path / CIFAR10.base_folder).iterdir():
-        path.unlink()
-    assert len(_splits(tmp_path).train) == TRAIN
-    assert len(server.asked) == 1
+def _offer_cifar(server: Server, patch: pytest.MonkeyPatch, dataset: type[CIFAR10], classes: int) -> Offered:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (TRAIN + TEST, 3072), dtype=np.uint8)
+    labels = draw.integers(0, classes, TRAIN + TEST).tolist()
+    key, names = ("labels", "label_names") if classes == 10 else ("fine_labels", "fine_label_names")
+    size = TRAIN // len(dataset.train_list)
+    parts = {name: slice(size * n, size * n + size) for n, (name, _) in enumerate(dataset.train_list)}
+    parts[dataset.test_list[0][0]] = slice(TRAIN, TRAIN + TEST)
+    files = {name: pickle.dumps({"data": images[at], key: labels[at]}) for name, at in parts.items()}
+    files[dataset.meta["filename"]] = pickle.dumps({names: [str(n) for n in range(classes)]})
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{dataset.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    server.files[dataset.filename] = packed.getvalue()
+    patch.setattr(dataset, "url", server.address + dataset.filename)
+    patch.setattr(dataset, "tgz_md5", _md5(packed.getvalue()))
+    for which in ("train_list", "test_list"):
+        patch.setattr(dataset, which, [[name, _md5(files[name])] for name, _ in getattr(dataset, which)])
+    patch.setattr(dataset, "meta", {**dataset.meta, "md5": _md5(files[dataset.meta["filename"]])})
+    pixels = torch.from_numpy(images.reshape(-1, 3, 32, 32))
+    return Offered(f"cifar{classes}", pixels, labels, dataset.base_folder, [dataset.filename])
 
 
-def test_a_connection_that_breaks_is_one_line_and_leaves_no_half(tmp_path: Path, server: Server) -> None:
-    server.cut = 100
+def _offer_fashion(server: Server, patch: pytest.MonkeyPatch) -> Offered:
+    """Four gzipped IDX files: a magic number, the sizes, the bytes."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (TRAIN + TEST, 28, 28), dtype=np.uint8)
+    labels = draw.integers(0, 10, TRAIN + TEST, dtype=np.uint8)
+    for part, at in (("train", slice(TRAIN)), ("t10k", slice(TRAIN, None))):
+        count = len(labels[at])
+        pictures = struct.pack(">IIII", 0x803, count, 28, 28) + images[at].tobytes()
+        server.files[f"{part}-images-idx3-ubyte.gz"] = compress(pictures)
+        server.files[f"{part}-labels-idx1-ubyte.gz"] = compress(
+            struct.pack(">II", 0x801, count) + labels[at].tobytes()
+        )
+    patch.setattr(FashionMNIST, "mirrors", [server.address])
+    names = [name for name, _ in FashionMNIST.resources]
+    patch.setattr(FashionMNIST, "resources", [(name, _md5(server.files[name])) for name in names])
+    pixels = torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1)
+    return Offered("fashion_mnist", pixels, labels.tolist(), "FashionMNIST/raw", names)
+
+
+@pytest.fixture(params=["cifar10", "cifar100", "fashion_mnist"])
+def offered(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch) -> Offered:
+    if request.param == "fashion_mnist":
+        return _offer_fashion(server, monkeypatch)
+    dataset, classes = {"cifar10": (CIFAR10, 10), "cifar100": (CIFAR100, 100)}[request.param]
+    return _offer_cifar(server, monkeypatch, dataset, classes)
+
+
+def _sets(root: Path, offered: Offered, *words: str) -> tuple[ImageSet, ImageSet]:
+    (config,) = compose_jobs([f"data={offered.name}", f"data.root={root}", *words], multirun=False)
+    splits = load(config.data)
+    assert isinstance(splits.train, ImageSet) and isinstance(splits.test, ImageSet)
+    assert splits.train.shape[-1] == config.data.side
+    return splits.train, splits.test
+
+
+def test_it_is_fetched_once_unpacked_and_loaded(tmp_path: Path, server: Server, offered: Offered) -> None:
+    root = tmp_path / "data" / "here"
+    train, test = _sets(root, offered)
+    assert server.asked == offered.archives
+    assert torch.equal(train.images, offered.pixels[:TRAIN])
+    assert torch.equal(test.images, offered.pixels[TRAIN:])
+    assert train.labels.tolist() + test.labels.tolist() == offered.labels
+    assert train.labels.dtype == torch.int64
+    assert train.num_classes == (100 if offered.name == "cifar100" else 10)
+
+    again, _ = _sets(root, offered)
+    without, few = _sets(root, offered, "data.download=false", "data.max_test=2")
+    assert len(server.asked) == len(offered.archives), "what is there is not fetched again"
+    assert again.digest() == without.digest() == train.digest()
+    assert len(few) == 2
+    with pytest.raises(ValueError, match=r"^data\.max_train=21 is more than the 20 images"):
+        _sets(root, offered, "data.max_train=21")
+
+
+def test_it_is_unpacked_again_without_fetching(tmp_path: Path, server: Server, offered: Offered) -> None:
+    """What was unpacked is gone, the archives are there."""
+    _sets(tmp_path, offered)
+    for path in (tmp_path / offered.folder).iterdir():
+        if path.name not in offered.archives:
+            path.unlink()
+    assert len(_sets(tmp_path, offered)[0]) == TRAIN
+    assert len(server.asked) == len(offered.archives)
+
+
+def test_a_connection_that_breaks_is_one_line_and_leaves_no_half(
+    tmp_path: Path, server: Server, offered: Offered
+) -> None:
+    server.cut = 10
     root = tmp_path / "new"
-    with pytest.raises(ValueError, match=r"data=cifar10 .*could not be downloaded") as caught:
-        _splits(root)
+    with pytest.raises(ValueError, match=rf"data={offered.name} .*could not be downloaded") as caught:
+        _sets(root, offered)
     assert "\n" not in str(caught.value)
     assert not root.exists()
     server.cut = 0
-    assert len(_splits(root).test) == TEST
+    assert len(_sets(root, offered)[1]) == TEST
+
+
+def test_what_is_not_there_and_may_not_be_fetched_is_one_line(tmp_path: Path, offered: Offered) -> None:
+    with pytest.raises(
+        ValueError, match=rf"data={offered.name} is not at .* put a whole {offered.folder} there"
+    ) as caught:
+        _sets(tmp_path, offered, "data.download=false")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_was_cut_off_is_one_line(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fashion-MNIST's unpacked files have no sums to be checked by."""
+    offered = _offer_fashion(server, monkeypatch)
+    _sets(tmp_path, offered)
+    cut = tmp_path / offered.folder / "train-images-idx3-ubyte"
+    for kept in (500, 2, 0):
+        cut.write_bytes(cut.read_bytes()[:kept])
+        with pytest.raises(
+            ValueError, match=r"data=fashion_mnist is not at .* read \(.+\): put a whole FashionMNIST/raw"
+        ):
+            _sets(tmp_path, offered)

@@ -126,6 +126,7 @@ WRONG = {
     "too few labels": ((_set(), _set(labels=torch.zeros(3, dtype=torch.int64))), "test set has labels"),
     "labels that are no class": ((_set(labels=torch.tensor([0, 1, 2, 3])), _set()), "outside 0 to 2"),
     "no images": ((_set(0), _set()), "empty"),
+    "too few sources": ((dataclasses.replace(_set(), sources=torch.arange(3)), _set()), "has sources"),
     "other classes": ((_set(), _set(classes=2)), "differ"),
 }
 

@@ -1,0 +1,53 @@
+"""A loader that is watched: how long training waited inside it for the next batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+
+from .loader import Batch, TrainLoader
+from .streaming import StreamedTrainLoader
+
+
+class WatchedLoader:
+    """A train loader as the training loop sees it; `waited` has the seconds that each epoch spent in its next().
+
+    They are the host's. For a set in the CPU's memory they are the cost of making the batches; on a GPU the
+    making is queued behind the model's work and costs the host little; for streamed images they are what the
+    workers and the copy to the device left to wait for.
+    """
+
+    def __init__(self, loader: TrainLoader | StreamedTrainLoader) -> None:
+        self.loader = loader
+        self.waited: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    @property
+    def sampler(self) -> WatchedLoader:
+        return self  # where Lightning looks for `set_epoch`
+
+    def set_epoch(self, epoch: int) -> None:
+        self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        clock, batches, epoch = time.perf_counter, iter(self.loader), self.loader.epoch
+        self.waited[epoch] = 0.0
+        while True:
+            asked = clock()
+            batch = next(batches, None)
+            self.waited[epoch] += clock() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def share(self, train_seconds: Mapping[int, float]) -> float | None:
+        """The median epoch's share of its training time, without the first where there are more; None without one.
+
+        `train_seconds` has the epochs that came to their end. The first one waits for workers to start.
+        """
+        epochs = sorted(train_seconds)
+        shares = [self.waited[epoch] / train_seconds[epoch] for epoch in epochs[1:] or epochs]
+        return statistics.median(shares) if shares else None
