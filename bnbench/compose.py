@@ -140,6 +140,8 @@ def _explain(error: Exception, words: list[str]) -> str:
         listed = text.partition("Available options in")[2].partition("Config search path")[0]
         return unknown(choice[1], choice[2], re.findall(r"^\t(\S+)", listed, re.MULTILINE))
     key = re.search(r"Could not override '([^']+)'", text)
+    if key and (options := re.match(r"(model|norm|data)\.options\b", key[1])):
+        return f"{key[1]}: options of your own are added one by one: +{options[0]}.NAME=VALUE"
     if key:
         return unknown("key", key[1], _known_keys(key[1], words))
     lines = [line for line in text.splitlines() if line.strip()]

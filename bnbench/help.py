@@ -9,7 +9,7 @@ from pathlib import Path
 from bnbench import catalog
 from bnbench.folders import config_folder
 
-SHOWN = ("model", "norm", "data", "optim", "trainer", "logger", "experiment")
+SHOWN = ("model", "norm", "data", "optim", "schedule", "recipe", "measure", "trainer", "logger", "experiment")
 
 
 def train_help() -> str:
@@ -26,10 +26,12 @@ def train_help() -> str:
         default = defaults.get(group)
         if group == "model":
             lines += _models(default)
-        for choice, meaning in _choices(folder / group):
-            if choice not in catalog.MODELS:
-                mark = "*" if default == choice else " "
-                lines.append(f"   {mark}{f'{group}={choice}':24} {meaning}")
+        choices = [(f"{group}={c}", c, meaning) for c, meaning in _choices(folder / group)]
+        choices = [known for known in choices if known[1] not in catalog.MODELS]
+        width = max((24, *(len(word) for word, _, _ in choices)))
+        for word, choice, meaning in choices:
+            mark = "*" if default == choice else " "
+            lines.append(f"   {mark}{word:{width}} {meaning}")
     lines += ["", "keys:"]
     lines += [f"    {key:16} {meaning}" for key, meaning in catalog.KEYS.items()]
     lines += [
@@ -62,12 +64,14 @@ def _choices(folder: Path) -> list[tuple[str, str]]:
         "norm": {name: info.summary for name, info in catalog.NORMS.items()},
         "model": {name: info.summary for name, info in catalog.MODELS.items()},
         "data": catalog.DATASETS,
+        "optim": {name: choice.summary for name, choice in catalog.OPTIMIZERS.items()},
+        "schedule": {name: choice.summary for name, choice in catalog.SCHEDULES.items()},
     }
     known = described.get(folder.name, {})
     order = [*known]
-    names = sorted(
-        (path.stem for path in folder.glob("*.yaml")),
-        key=lambda name: (order.index(name) if name in known else len(order), name),
+    names = sorted(  # experiments have folders of their own
+        (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")),
+        key=lambda name: (order.index(name) if name in known else len(order), name.count("/"), name),
     )
     return [(name, known.get(name) or _first_comment(folder / f"{name}.yaml")) for name in names]
 

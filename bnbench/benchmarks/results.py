@@ -24,6 +24,12 @@ def keep(folder: Path, theme: str, argv: Sequence[str], result: dict[str, Any]) 
     hardware = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     path = folder / f"{theme}_{hardware}_{datetime.date.today():%Y-%m-%d}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"command": " ".join(["bnbench bench", *argv]), **result, "provenance": came_from}
+    # Where a user keeps results is no part of how to repeat them.
+    words = [
+        word
+        for n, word in enumerate(argv)
+        if "--out" not in (word.partition("=")[0], argv[n - 1] if n else "")
+    ]
+    content = {"command": " ".join(["bnbench bench", *words]), **result, "provenance": came_from}
     write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
     return path

@@ -2,11 +2,15 @@
 
 Blocks of steps alternate in one process on one thread, so that a noisy machine hits all alike. `plain`
 is Lightning without anything of ours in its loop: what remains to `bnbench` is what we log.
+Its health signals come too rarely for blocks to tell their cost: they are taken at every other step of a run, and
+what such a step takes more is spread over their interval.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import itertools
 import logging
 import statistics
 import tempfile
@@ -23,15 +27,16 @@ from torch.nn import functional as F
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.launch import Place
-from bnbench.training.callbacks import History, RunningStatistics, TrainingCurve
+from bnbench.training.callbacks import History, RunningStatistics, Series, TrainingCurve
 from bnbench.training.optim import build_optimizer
 from bnbench.training.setup import DataCache, set_up, settle
 from bnbench.training.tracking import finish_tracking, start_tracking
-from bnbench.training.trainer import build_trainer
+from bnbench.training.trainer import build_trainer, measuring_callbacks
 from bnbench.training.world import World
 
 BATCHES = (32, 2)
 WARMUP_STEPS = 10
+HEALTH_TARGET = 0.02  # of a step, at the default interval
 TARGETS = {32: 1.07, 2: 1.2}  # bnbench / bare, with everything that it logs
 
 
@@ -56,6 +61,11 @@ def table(result: dict[str, Any]) -> str:
             target = f"at most {TARGETS[int(batch)]}" if name == "bnbench" else ""
             ratio = f"{row['ratio_median']:.3f} [{low:.3f}, {high:.3f}]"
             lines.append(f"{batch:>6}  {name:10} {row['ms_median']:8.3f}  {ratio:34} {target}")
+        health = rows["bnbench"]["health"]
+        lines.append(
+            f"{batch:>6}  health signals: {health['extra']:.3f} of a step when taken, "
+            f"{health['share']:.4f} spread over {health['every']} steps  at most {HEALTH_TARGET}"
+        )
     return "\n".join(lines)
 
 
@@ -81,7 +91,9 @@ def _measure_batch(batch: int, pairs: int, steps: int, world: World, folder: str
     for _ in range(pairs):
         for name, block in contenders.items():
             times[name].append(block())
-    return {name: _summary(seconds, times["bare"], steps) for name, seconds in times.items()}
+    rows = {name: _summary(seconds, times["bare"], steps) for name, seconds in times.items()}
+    rows["bnbench"]["health"] = _health(config, world, cache, steps)
+    return rows
 
 
 def _summary(seconds: list[float], bare: list[float], steps: int) -> dict[str, Any]:
@@ -99,9 +111,7 @@ def _bare(config: RunConfig, world: World, cache: DataCache, steps: int) -> floa
     """The yardstick: what a user would write without any framework."""
     setup = set_up(config, world, cache)
     model, loader = setup.module.model, setup.train_loader
-    optimizer, schedule = build_optimizer(
-        model, config.optim, global_batch=config.global_batch, epochs=1, steps_per_epoch=len(loader)
-    )
+    optimizer, schedule = build_optimizer(model, config, loader.steps)
     model.train()
     started = 0.0
     for step, (images, labels) in enumerate(loader):
@@ -120,6 +130,7 @@ class _Stopwatch(Callback):
 
     def __init__(self) -> None:
         self.started = self.ended = 0.0
+        self.busy: list[float] = []  # seconds of CPU time, at the end of each step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,6 +138,24 @@ class _Stopwatch(Callback):
         if batch_idx == WARMUP_STEPS - 1:
             self.started = time.perf_counter()
         self.ended = time.perf_counter()
+        self.busy.append(time.process_time())
+
+
+def _health(config: RunConfig, world: World, cache: DataCache, steps: int) -> dict[str, Any]:
+    """What a look at the health signals costs, in steps: CPU time, which a busy machine leaves alone, of the steps
+    with one against that of their neighbours without."""
+    every = config.measure.health_every
+    assert every is not None
+    often = dataclasses.replace(config, measure=dataclasses.replace(config.measure, health_every=2))
+    watch = _Stopwatch()
+    _lightning(often, world, cache, steps, full=True, watch=watch)
+    seconds = [after - before for before, after in itertools.pairwise(watch.busy)][WARMUP_STEPS:]
+    without, looked = (
+        statistics.median(seconds[1::2]),
+        statistics.median(seconds[::2]),
+    )  # from the second step on
+    extra = looked / without - 1
+    return {"every": every, "extra": extra, "share": extra / every}
 
 
 class _Plain(LightningModule):
@@ -144,10 +173,17 @@ class _Plain(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _lightning(config: RunConfig, world: World, cache: DataCache, steps: int, full: bool) -> float:
+def _lightning(
+    config: RunConfig,
+    world: World,
+    cache: DataCache,
+    steps: int,
+    full: bool,
+    watch: _Stopwatch | None = None,
+) -> float:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     setup = set_up(config, world, cache)
-    watch = _Stopwatch()
+    watch = watch or _Stopwatch()
     if not full:
         module = _Plain(setup.module.model, setup.module.build_optimizer)
         trainer = build_trainer(config, world, None, [watch])
@@ -157,9 +193,9 @@ def _lightning(config: RunConfig, world: World, cache: DataCache, steps: int, fu
     logger = start_tracking(config, config.folder)
     gc.freeze()  # as a rank does once it has imported everything
     try:
-        curve = TrainingCurve(config.trainer.log_every, config.global_batch, lambda event: None)
-        history = History(config.folder, curve, len(setup.train_loader) * config.global_batch)
-        callbacks = [RunningStatistics("mean"), curve, history, watch]
+        curve = TrainingCurve(config, setup.train_loader.steps, lambda event: None)
+        watching = measuring_callbacks(config, setup.train_loader, Series(config.folder))
+        callbacks = [History(config.folder, curve), RunningStatistics("mean"), *watching, curve, watch]
         trainer = build_trainer(config, world, logger, callbacks)
         trainer.fit(setup.module, setup.train_loader, setup.test_loader)
     finally:

@@ -5,6 +5,7 @@ one Hydra group in conf/; `__post_init__` raises ValueError with the value, the 
 """
 
 from .data import DataConfig
+from .measure import MeasureConfig
 from .model import ModelConfig
 from .norm import NormConfig
 from .optim import OptimConfig, RecipeConfig, ScheduleConfig
@@ -14,6 +15,7 @@ from .trainer import LoggerConfig, TrainerConfig
 __all__ = [
     "DataConfig",
     "LoggerConfig",
+    "MeasureConfig",
     "ModelConfig",
     "NormConfig",
     "OptimConfig",

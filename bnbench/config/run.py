@@ -16,7 +16,8 @@ from bnbench.records import digest
 from bnbench.span import DEVICE, Span, span_of
 
 from .data import DataConfig
-from .fields import STRICT, Int, positive
+from .fields import STRICT, Float, Int, positive
+from .measure import MeasureConfig
 from .model import ModelConfig
 from .norm import NormConfig
 from .optim import OptimConfig, RecipeConfig, ScheduleConfig
@@ -41,6 +42,9 @@ class RunConfig:
     recipe: RecipeConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    measure: MeasureConfig
+    evals_per_epoch: Int = 1
+    target_error: Float | None = None  # percent; the record says at which step it was reached
     claim: str | None = None  # that this run is evidence for; of no effect on it
 
     def __post_init__(self) -> None:
@@ -54,6 +58,16 @@ class RunConfig:
             raise ValueError(f"seed={self.seed} must be at least 0 and below 2**32")
         positive("epochs", self.epochs)
         positive("global_batch", self.global_batch)
+        positive("evals_per_epoch", self.evals_per_epoch)
+        if self.target_error is not None and not 0 <= self.target_error <= 100:
+            raise ValueError(f"target_error={self.target_error} is an error in percent: between 0 and 100")
+        if self.schedule.name == "range" and self.schedule.lr_end is not None:
+            peak = self.optim.peak_lr(self.global_batch)
+            if self.schedule.lr_end <= peak:
+                raise ValueError(
+                    f"schedule.lr_end={self.schedule.lr_end} must be above the learning rate that the range starts "
+                    f"from, {peak:g}: raise it, or lower optim.lr"
+                )
         self._check_batch()
         if self.optim.warmup_epochs > self.epochs:
             raise ValueError(
@@ -135,6 +149,8 @@ class RunConfig:
         """What defines this run; two runs with equal identities are the same measurement."""
         norm = {key: getattr(self.norm, key) for key in self.norm.reads if key != "batch_size"}
         norm["placement"] = self.norm.placement
+        if self.nbs is not None and self.norm.statistics == "precise":
+            norm["precise_steps"] = self.measure.precise_steps
         if dotted.is_dotted(self.norm.name):
             norm["source"] = dotted.source_digest(self.norm.name)
         return {

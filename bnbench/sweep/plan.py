@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bnbench import catalog
 from bnbench.config import RunConfig
 from bnbench.records import cell_of, digest, is_finished
 
@@ -31,6 +32,8 @@ def plan_single(config: RunConfig) -> Plan:
         reader, way_out = _reader(key, config), "leave it out"
         if key == "optim.base_batch":
             way_out = "leave it out, or choose linear or sqrt"
+        elif key.startswith("optim."):
+            way_out = f"{config.optim.name} reads {', '.join(catalog.OPTIMIZERS[config.optim.name].uses)}; leave it out"
         elif key == "norm.batch_size" and config.norm.name == "syncbn":
             way_out = "syncbn spans the global batch; use norm=bn to choose its NBS"
         elif key == "norm.batch_size":

@@ -3,70 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
+from bnbench.config import RecipeConfig
 from bnbench.models import logits_of
 
+from .average import WeightAverage
 from .meter import Meter, Totals
 
 BuildOptimizer = Callable[[nn.Module], tuple[torch.optim.Optimizer, LambdaLR]]
 
 
 class Classifier(LightningModule):
-    """Trains `model` on (images (N, 3, H, W), labels (N,)) by cross-entropy.
+    """Trains `model` on (images (N, 3, H, W), labels (N,)) by cross-entropy, by a recipe.
 
     Nothing is logged in a step: `window` gathers what callbacks read at their own interval. The optimizer
     and schedule are stepped here: Lightning's automatic loop adds 3% to a step of two images.
     A model with auxiliary heads gives several logits in training: the loss is the first's cross-entropy plus
     `aux_weight` times each of the others', the error the first's (Szegedy et al. 2015).
+
+    With `recipe.accumulate` = k, k batches make a step: their gradients are averaged, and the ranks' with them
+    after the last. Statistics are those of each batch by itself: accumulation never enlarges NBS.
+    With `recipe.ema`, what is validated and kept is the moving average (`evaluated`).
     """
 
-    def __init__(self, model: nn.Module, build_optimizer: BuildOptimizer, aux_weight: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, build_optimizer: BuildOptimizer, recipe: RecipeConfig, aux_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.build_optimizer = build_optimizer
+        self.recipe = recipe
         self.aux_weight = aux_weight
+        self.average: WeightAverage | None = None
         self.window = Meter()
         self.validation = Meter()
         self.validated: Totals | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and kept: the trained one, or the moving average of it."""
+        return self.model if self.average is None else self.average.model
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
 
     def on_fit_start(self) -> None:
         self._stepped: Any = (self.optimizers(), self.lr_schedulers())
+        if self.recipe.ema is not None:
+            self.average = WeightAverage(self.model, self.recipe.ema)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         output = self.model(images)
         if isinstance(output, Tensor):
             logits = output
-            loss = F.cross_entropy(logits, labels)
+            loss = self._loss(logits, labels)
         else:
             logits, *others = logits_of(output)
-            loss = F.cross_entropy(logits, labels)
+            loss = self._loss(logits, labels)
             for other in others:
-                loss = loss + self.aux_weight * F.cross_entropy(other, labels)
+                loss = loss + self.aux_weight * self._loss(other, labels)
         self.window.add(loss, logits, labels)
         optimizer, schedule = self._stepped
-        optimizer.zero_grad()
-        self.manual_backward(loss)
+        parts = self.recipe.accumulate
+        if batch_idx % parts == 0:
+            optimizer.zero_grad()
+        if (batch_idx + 1) % parts:
+            with self._gradients_stay():
+                self.manual_backward(loss / parts)
+            return
+        self.manual_backward(loss if parts == 1 else loss / parts)
+        if self.recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         optimizer.step()
         schedule.step()
+        if self.average is not None:
+            self.average.update(self.model)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+
+    def _gradients_stay(self) -> AbstractContextManager[Any]:
+        """Within it, a backward pass leaves its gradients on this rank."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # the loaders make batches where the images lie: on the device
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        output = self.model(images)
+        output = self.evaluated(images)
         logits = output if isinstance(output, Tensor) else logits_of(output)[0]
         self.validation.add(F.cross_entropy(logits.double(), labels), logits, labels)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from bnbench.config import OptimConfig
+from bnbench import catalog
+from bnbench.config import OptimConfig, RunConfig
+from bnbench.config.optim import scheduled
 from bnbench.norms.base import NORM_TYPES
 
 
@@ -26,23 +27,25 @@ def parameter_groups(model: nn.Module, weight_decay: float, decay_norm: bool) ->
     return [group for group in groups if group["params"]]
 
 
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The share of the peak learning rate at a step: linear from 1 / warmup_steps, then cosine to 0."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, *, global_batch: int, epochs: int, steps_per_epoch: int
+    model: nn.Module, config: RunConfig, steps_per_epoch: int
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """SGD over the model's groups, and its schedule in steps."""
-    optimizer = torch.optim.SGD(
-        parameter_groups(model, config.weight_decay, config.decay_norm),
-        lr=config.peak_lr(global_batch),
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-    )
-    warmup, total = round(config.warmup_epochs * steps_per_epoch), epochs * steps_per_epoch
-    return optimizer, LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
+    """The optimizer over the model's groups, and its schedule in optimizer steps."""
+    optim = config.optim
+    groups = parameter_groups(model, optim.weight_decay, optim.decay_norm)
+    peak = optim.peak_lr(config.global_batch)
+    warmup, total = round(optim.warmup_epochs * steps_per_epoch), config.epochs * steps_per_epoch
+    optimizer = _optimizer(groups, peak, optim)
+    return optimizer, LambdaLR(optimizer, lambda step: scheduled(config.schedule, step, warmup, total, peak))
+
+
+def _optimizer(groups: list[dict[str, Any]], lr: float, config: OptimConfig) -> torch.optim.Optimizer:
+    read = {key: getattr(config, key) for key in catalog.OPTIMIZERS[config.name].uses}
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, **read)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, **read)
+    from timm.optim import Lars
+
+    # It rescales the groups that decay and leaves the others alone, as You et al. leave norms and biases.
+    return Lars(groups, lr=lr, trust_coeff=read.pop("trust"), **read)

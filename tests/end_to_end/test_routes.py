@@ -69,6 +69,35 @@ def test_every_route_to_an_nbs_trains_the_same_weights(
         assert record.metrics[key] == pytest.approx(reference.metrics[key], rel=TOLERANCE)
 
 
+def test_accumulation_is_a_route_too(routes: Path) -> None:
+    """NBS 32 by 2 ranks x 2 parts x 16, where 2 ranks share statistics: the weights of 1 rank x 2 ghosts of 32.
+
+    Running statistics differ, since each part updates them: they are not compared.
+    """
+    words = (
+        "trainer.devices=2",
+        "norm.batch_size=32",
+        "data.augment=crop",
+        "epochs=2",
+        "recipe.accumulate=2",
+    )
+    before = Path.cwd()
+    os.chdir(routes.parent.parent)
+    try:
+        assert train("name=accumulated", *TINY, *FP64, *words) == 0
+    finally:
+        os.chdir(before)
+    folder, record = the_record(routes.parent / "accumulated", world_size=2)
+    assert record.identity["per_device_batch"] == 16
+    alone, reference = the_record(routes, nbs=32, world_size=1)
+    one, other = weights(alone), weights(folder)
+    for name in one:
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(other[name], one[name], rtol=TOLERANCE, atol=TOLERANCE, msg=name)
+    assert record.metrics["train_loss"] == pytest.approx(reference.metrics["train_loss"], rel=TOLERANCE)
+    assert record.provenance["start"] == reference.provenance["start"]
+
+
 def test_the_nbs_makes_a_difference(routes: Path) -> None:
     """Else the equalities above would hold of a norm that ignores it."""
     one, other = (weights(the_record(routes, nbs=nbs, world_size=1)[0]) for nbs in (32, 64))

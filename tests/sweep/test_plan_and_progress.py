@@ -37,6 +37,8 @@ def _jobs(*words: str, folder: Path = Path("runs/x")) -> list[RunConfig]:
         (["norm=bn", "norm.num_groups=4"], "bn reads batch_size, statistics, momentum, eps"),
         (["norm=syncbn", "norm.batch_size=4"], "use norm=bn to choose its NBS"),
         (["optim.lr_rule=none", "optim.base_batch=64"], "choose linear or sqrt"),
+        (["optim=adamw", "optim.momentum=0.9"], "adamw reads betas, eps"),
+        (["schedule=cosine", "schedule.gamma=0.1"], "leave it out"),
     ],
 )
 def test_a_single_run_refuses_what_it_would_ignore(words, way_out):

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from bnbench import catalog
 from bnbench.compose import compose_jobs
+from bnbench.config import ScheduleConfig
+from bnbench.config.optim import scheduled
 from bnbench.models import build_model
 from bnbench.norms import NORMS, swap_norms
-from bnbench.training.callbacks import Epoch
+from bnbench.training.callbacks import Evaluation
 from bnbench.training.meter import Meter
-from bnbench.training.optim import build_optimizer, parameter_groups, warmup_cosine
-from bnbench.training.result import metrics
+from bnbench.training.optim import build_optimizer, parameter_groups
+from bnbench.training.result import largest_stable_lr, metrics, steps_to_target
 from tests.ranks import on_ranks
 
 # Parameter groups
@@ -72,11 +75,18 @@ def test_a_model_without_norms_has_no_empty_group():
 # Schedule
 
 
+COSINE = ScheduleConfig("cosine")
+
+
+def _shares(config: ScheduleConfig, warmup: int, total: int, peak: float = 0.1) -> list[float]:
+    return [scheduled(config, step, warmup, total, peak) for step in range(total)]
+
+
 @settings(deadline=None)
 @given(warmup=st.integers(0, 60), after=st.integers(0, 200))
 def test_warmup_rises_to_the_peak_and_cosine_falls_to_nothing(warmup, after):
     total = warmup + after
-    shares = [warmup_cosine(step, warmup, total) for step in range(total)]
+    shares = _shares(COSINE, warmup, total)
     assert all(0 < share <= 1 for share in shares)
     assert shares[:warmup] == sorted(shares[:warmup])
     assert shares[warmup:] == sorted(shares[warmup:], reverse=True)
@@ -87,24 +97,87 @@ def test_warmup_rises_to_the_peak_and_cosine_falls_to_nothing(warmup, after):
     assert all(abs(a - b) <= limit + 1e-12 for a, b in itertools.pairwise(shares))
     if after:
         assert shares[-1] <= (math.pi / (2 * after)) ** 2
-        assert warmup_cosine(total, warmup, total) == pytest.approx(0, abs=1e-12)
+        assert scheduled(COSINE, total, warmup, total, 0.1) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_optimizer_follows_the_schedule_in_steps():
-    words = ["optim.lr=0.2", "optim.lr_rule=linear", "optim.base_batch=64", "optim.warmup_epochs=1.5"]
-    config = compose_jobs(words, multirun=False)[0].optim
-    shape = {"global_batch": 128, "epochs": 4, "steps_per_epoch": 10}
-    optimizer, schedule = build_optimizer(_resnet("bn"), config, **shape)
+def test_step_falls_at_30_60_and_90_of_100_epochs():
+    shares = _shares(ScheduleConfig("step", (0.3, 0.6, 0.9), 0.1), warmup=5 * 7, total=100 * 7)
+    falls = [step / 7 for step in range(36, 700) if shares[step] < shares[step - 1]]
+    assert falls == [30, 60, 90]
+    assert shares[-1] == pytest.approx(1e-3)
+
+
+def test_constant_stays():
+    assert set(_shares(ScheduleConfig("constant"), 0, 9)) == {1.0}
+
+
+def test_range_climbs_by_one_factor_a_step():
+    shares = _shares(ScheduleConfig("range", lr_end=10.0), 0, 50, peak=0.01)
+    factors = [b / a for a, b in itertools.pairwise(shares)]
+    assert shares[0] == 1
+    assert factors == pytest.approx([1000 ** (1 / 50)] * 49)
+
+
+@pytest.mark.parametrize(
+    ("words", "peak"), [(["optim.lr_rule=linear"], 0.4), (["optim.lr_rule=sqrt"], 0.2 * 2**0.5), ([], 0.2)]
+)
+def test_the_optimizer_follows_the_schedule_in_steps(words, peak):
+    words = ["optim.lr=0.2", "optim.warmup_epochs=1.5", "global_batch=128", "epochs=4", *words]
+    words += ["optim.base_batch=64"] if len(words) == 5 else []
+    (config,) = compose_jobs(words, multirun=False)
+    optimizer, schedule = build_optimizer(_resnet("bn"), config, steps_per_epoch=10)
     rates = []
     for _ in range(40):
         rates.append({group["lr"] for group in optimizer.param_groups})
         optimizer.step()
         schedule.step()
     assert all(len(rate) == 1 for rate in rates)
-    (peak,) = max(rates, key=max)
-    assert peak == config.peak_lr(128) == 0.4
-    assert rates.index({peak}) == 14, "one and a half epochs of ten steps"
-    assert max(rates[-1]) < 0.005 * peak
+    (highest,) = max(rates, key=max)
+    assert highest == pytest.approx(peak)
+    assert rates.index({highest}) == 14, "one and a half epochs of ten steps"
+    assert max(rates[-1]) < 0.005 * highest
+
+
+@pytest.mark.parametrize("decay_norm", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_each_optimizer_reads_its_settings_and_takes_a_step(name, decay_norm):
+    words = [f"optim={name}", "optim.lr=0.5", f"optim.decay_norm={decay_norm}", "optim.weight_decay=0.1"]
+    (config,) = compose_jobs([*words, "epochs=6"], multirun=False)
+    model = _resnet("bn")
+    optimizer, _ = build_optimizer(model, config, steps_per_epoch=1)
+    for key in catalog.OPTIMIZERS[name].uses:
+        stored = {"trust": "trust_coeff"}.get(key, key)
+        assert all(group[stored] == getattr(config.optim, key) for group in optimizer.param_groups), key
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    model(torch.randn(4, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    assert all((value != before[key]).any() for key, value in model.named_parameters() if value.grad.any())
+
+
+def test_lars_rescales_what_decays_and_leaves_norms_alone():
+    """You et al. 2017: the step of a rescaled tensor is trust * |w| / |g + wd w|, whatever the gradient's size."""
+    words = [
+        "optim=lars",
+        "optim.lr=1.0",
+        "optim.momentum=0",
+        "optim.warmup_epochs=0",
+        "optim.weight_decay=1e-4",
+    ]
+    (config,) = compose_jobs(words, multirun=False)
+
+    def moves(scale: float) -> dict[str, float]:
+        torch.manual_seed(0)
+        model = _resnet("bn")
+        optimizer, _ = build_optimizer(model, config, steps_per_epoch=1)
+        before = {key: value.detach().clone() for key, value in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = scale * torch.ones_like(parameter)
+        optimizer.step()
+        return {key: (value - before[key]).norm().item() for key, value in model.named_parameters()}
+
+    small, large = moves(10.0), moves(1000.0)
+    assert large["conv1.weight"] == pytest.approx(small["conv1.weight"], rel=1e-2)
+    assert large["norm1.weight"] == pytest.approx(100 * small["norm1.weight"], rel=1e-4)
 
 
 # Meter
@@ -178,10 +251,10 @@ def test_ranks_report_what_one_rank_would_over_all_their_images():
 FINAL = ("final_val_error", "final_val_loss", "train_error", "train_loss")
 
 
-def _epochs(errors: list[float]) -> list[Epoch]:
+def _epochs(errors: list[float]) -> list[Evaluation]:
     """Each series is a different function of the error, so that a mixed-up key shows."""
     return [
-        Epoch(number, number, 0.1, error + 3, error + 2, error + 1, error, 1.0, 1.0, 1.0)
+        Evaluation(number, number, 0.1, error + 3, error + 2, error + 1, error, 1.0, 1.0, 1.0)
         for number, error in enumerate(errors)
     ]
 
@@ -189,7 +262,7 @@ def _epochs(errors: list[float]) -> list[Epoch]:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=30))
 def test_final_is_the_last_epoch_then_the_median_of_the_last_five(errors):
-    found = metrics(_epochs(errors), nn.Linear(2, 3), "completed")
+    found = metrics(_epochs(errors), nn.Linear(2, 3), done=True)
     error = errors[-1] if len(errors) < 10 else statistics.median(errors[-5:])
     assert found["final_val_error"] == error
     assert [found[key] for key in FINAL] == [error, error + 1, error + 2, error + 3]
@@ -200,10 +273,34 @@ def test_final_is_the_last_epoch_then_the_median_of_the_last_five(errors):
 def test_final_is_never_the_best_epoch(length):
     errors = [50.0 - n for n in range(length)]
     errors[-2] = 1.0  # one lucky epoch among the last
-    assert metrics(_epochs(errors), nn.Linear(2, 3), "completed")["final_val_error"] > 20
+    assert metrics(_epochs(errors), nn.Linear(2, 3), done=True)["final_val_error"] > 20
 
 
 @pytest.mark.parametrize("done", [0, 2, 12])
 def test_a_diverged_run_has_no_error(done):
-    found = metrics(_epochs([10.0] * done), nn.Linear(2, 3), "diverged")
+    found = metrics(_epochs([10.0] * done), nn.Linear(2, 3), done=False)
     assert {found[key] for key in FINAL} == {None}
+
+
+# What only some runs are asked
+
+
+def test_the_target_counts_from_the_first_evaluation_that_reaches_it():
+    rows = _epochs([90.0, 40.0, 60.0, 30.0])
+    assert [steps_to_target(rows, target) for target in (95, 40, 39.9, 10)] == [0, 1, 3, None]
+
+
+def _range(losses: list[float]) -> dict[str, object]:
+    return largest_stable_lr([(n, 2.0**n, loss) for n, loss in enumerate(losses)], classes=10)
+
+
+def test_a_range_ends_where_half_of_what_was_gained_is_lost():
+    chance = math.log(10)
+    assert _range([chance, 1.5, 1.0, 1.2, 1.6, 1.7, 0.9]) == {
+        "largest_stable_lr": 2.0**4, "lr_range_exhausted": False,
+    }  # fmt: skip
+    assert _range([chance, 1.5, 1.0, math.inf])["largest_stable_lr"] == 4.0
+    assert _range([chance, 1.5, 1.0]) == {"largest_stable_lr": 4.0, "lr_range_exhausted": True}
+    # A loss that never left chance says nothing of stability; one that exploded at once had no stable rate.
+    assert _range([chance, 2.4, 2.2])["largest_stable_lr"] is None
+    assert _range([math.nan])["largest_stable_lr"] is None
