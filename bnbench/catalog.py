@@ -256,6 +256,10 @@ DATASETS: dict[str, str] = {
     "digits": "scikit-learn's 1,797 real digit images, augmented to 16x16; offline",
     "image_folder": "train/ and test/ trees of class folders of images (data.root=...)",
     "cifar10": "CIFAR-10 by torchvision's downloader (needs a network once)",
+    "cifar100": "CIFAR-100, likewise",
+    "fashion_mnist": "Fashion-MNIST, likewise; 28x28, its one channel repeated to three",
+    "streamed_folder": "a tree like image_folder's too large for memory: files read for each batch",
+    "imagenet": "ImageNet (train/ and val/ of class folders), streamed at 224 px (data.root=...)",
     "synthetic": "random images and labels of any size: throughput only, and labelled so",
 }
 
@@ -265,11 +269,12 @@ DATA_LABELS: dict[str, str] = {"synthetic": "synthetic data: throughput only"}
 GROUPS: dict[str, str] = {
     "model": "the network",
     "norm": "the normalization layer, and over how many images it shares statistics",
-    "data": "the images, held decoded on the training device",
+    "data": "the images: held decoded on the training device, or streamed from disk",
     "optim": "optimizer, learning rate by a rule in the global batch, warmup, weight decay",
     "schedule": "the learning rate after warmup",
     "recipe": "what else shapes a step: label smoothing, zero-gamma, EMA, accumulation, clipping",
     "trainer": "the world: device kind, ranks, nodes, precision, memory format, compile, threads",
+    "measure": "what is measured beside the error; of no effect on training",
     "logger": "where curves go besides the record",
     "experiment": "a whole study in one file: sweeps and settings together",
 }
@@ -280,6 +285,8 @@ KEYS: dict[str, str] = {
     "seed": "initial weights, data order and augmentation",
     "epochs": "passes over the training images",
     "global_batch": "images per step over all ranks; per-device batch = global_batch / ranks",
+    "evals_per_epoch": "validations in an epoch, evenly spaced",
+    "target_error": "percent; the record then says at which step it was first reached",
     "model.weights": "pretrained weights: a local file that torch.save wrote; null = none",
     "norm.batch_size": "NBS: images that share statistics; null = the per-device batch",
     "norm.placement": "before (default) or after the activation behind it",
@@ -320,16 +327,17 @@ CLAIMS: dict[str, str] = {
     "depth": "BN trains networks that are too deep without it",
     "small_batch": "a small NBS hurts BN, and SyncBN, BRN, VBN and GN answer it",
     "placement": "BN before the activation is better than after it",
-    "inference": "BN's error in inference differs from its error under training statistics, at small NBS",
+    "inference": "at a small NBS, BN's error in inference is above its error under the statistics that it trains with",
 }
 
-STATISTICS_POLICIES = ("mean", "rank0")
+STATISTICS_POLICIES = ("mean", "rank0", "precise")
 PLACEMENTS = ("before", "after")
 INITS = ("none", "zero_gamma", "fixup")
 FAMILIES = ("batch", "channel")
 LR_RULES = ("none", "linear", "sqrt")
 PRECISIONS = ("fp32", "bf16", "fp64")
 AUGMENTATIONS = ("none", "crop", "crop_flip")
+STREAMED_AUGMENTATIONS = ("none", "resized_crop_flip")
 ACCELERATORS = ("auto", "cpu", "gpu")
 
 

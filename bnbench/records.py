@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 SCHEMA = 1
 RECORD = "record.json"
 EPOCHS = "epochs.csv"
+HEALTH = "health.csv"
 
 Status = Literal["completed", "diverged", "oom", "timeout", "preempted", "failed"]
 FINISHED: tuple[Status, ...] = ("completed", "diverged")  # running it again would give the same
@@ -30,6 +31,8 @@ class Record:
 
     `metrics` holds `final_val_error` (percent), `final_val_loss`, `train_error` (percent), `train_loss`
     and `params`; a value that does not exist (a diverged run's error) is null.
+    `health` holds the interval in steps (`every`), and of each signal of `health.csv` the median at each place over
+    the second half of its measurements.
     `timings` is in seconds, `images_per_s` over all ranks.
     """
 
@@ -45,6 +48,7 @@ class Record:
     provenance: dict[str, Any]
     error: str | None = None
     norm_swap: dict[str, Any] = field(default_factory=dict)
+    health: dict[str, Any] = field(default_factory=dict)
     wandb: dict[str, Any] = field(default_factory=dict)
 
 
@@ -57,6 +61,14 @@ def digest(identity: Mapping[str, Any], length: int = 8) -> str:
 def cell_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without its seed: what the runs of one cell share."""
     return {key: value for key, value in identity.items() if key != "seed"}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys; a list stays a value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -136,3 +136,11 @@ def test_a_newer_writer_may_add_keys(tmp_path):
     values = json.loads(path.read_text()) | {"later": 1}
     path.write_text(json.dumps(values))
     assert isinstance(read_record(path), Record)
+
+
+def test_a_record_from_before_health_signals_has_none(tmp_path):
+    path = write_record(tmp_path, make_record())
+    values = json.loads(path.read_text())
+    del values["health"]
+    path.write_text(json.dumps(values))
+    assert read_record(path).health == {}

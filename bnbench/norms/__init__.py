@@ -9,10 +9,11 @@ from .frozen import FrozenBatchNorm2d, freeze_statistics
 from .graph import UntraceableError
 from .identity import NoNorm2d
 from .placement import PlacementReport, place_norms
+from .precise import precise_statistics
 from .registry import NORMS, build_norm
 from .renorm import BatchRenorm2d
 from .residual import initialize_residual, residual_branches
-from .statistics import merge_running_statistics, running_statistics
+from .statistics import merge_running_statistics, running_statistics, tracking_norms
 from .swap import SwapReport, swap_norms
 from .sync import SyncBatchNorm2d
 from .virtual import VirtualBatchNet, VirtualBatchNorm2d
@@ -46,7 +47,9 @@ __all__ = [
     "initialize_residual",
     "merge_running_statistics",
     "place_norms",
+    "precise_statistics",
     "residual_branches",
     "running_statistics",
     "swap_norms",
+    "tracking_norms",
 ]

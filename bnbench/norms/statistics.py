@@ -1,10 +1,20 @@
-"""Running statistics across ranks: one stated policy instead of whatever rank 0 happened to see."""
+"""Running statistics: which norms keep them, and one stated policy for those of several ranks."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from .base import TORCHVISION_NORMS
+from .frozen import FrozenBatchNorm2d
+
+# Neither the statistics of batches: fixed from the start, or those of single images.
+NOT_OF_BATCHES: tuple[type[nn.Module], ...] = (
+    FrozenBatchNorm2d,
+    nn.modules.instancenorm._InstanceNorm,
+    *TORCHVISION_NORMS,
+)
 
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -14,6 +24,33 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in model.named_buffers()
         if name.rpartition(".")[2] in ("running_mean", "running_var")
     }
+
+
+def tracking_norms(model: nn.Module, frozen: bool = False) -> dict[str, nn.Module]:
+    """The norms whose running statistics follow those of batches, by path; with `frozen` those that did, too.
+
+    By what they keep, so that a user's own count. Not instance normalization, whose running variance is that of
+    single images, nor norms that were fixed from the start.
+    """
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "running_var", None), Tensor)
+        and not isinstance(module, NOT_OF_BATCHES)
+        and (frozen or not getattr(module, "frozen", False))
+    }
+
+
+class KeptBuffers:
+    """A model's buffers as they are now, to be put back after a forward pass that moves them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._pairs = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, kept in self._pairs:
+            buffer.copy_(kept)
 
 
 def merge_running_statistics(model: nn.Module, policy: str) -> None:

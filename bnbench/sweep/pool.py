@@ -70,7 +70,7 @@ class SpawnedWorld:
         self.alive = True
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        self._folder = Path(tempfile.mkdtemp(prefix="bnbench-world-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="bnbench-"))
         self._pipes: list[Connection] = []
         self._ranks: list[BaseProcess] = []
         try:
@@ -176,6 +176,11 @@ def write_failure(config: RunConfig, status: str, error: str) -> None:
 def _serve(place: Place, accelerator: str, store_path: str, pipe: Connection) -> None:
     """A rank's life: join the world, then train what comes down the pipe until None does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the starter, which ends its ranks
+    me = multiprocessing.current_process()
+    # The starter still ends it as the daemon that it was started as; here, it may have children to stream images.
+    me.daemon = False
+    # Their sockets go where the starter cleans up, however they end; multiprocessing has no public name for it.
+    me._config["tempdir"] = str(Path(store_path).parent)  # type: ignore[attr-defined]
     from bnbench.training.setup import DataCache
     from bnbench.training.world import World
 

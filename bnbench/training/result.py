@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import nn
 from bnbench import data
 from bnbench.config import RunConfig
 from bnbench.provenance import provenance
-from bnbench.records import Status, write_atomic
-from bnbench.training.callbacks import Epoch, TrainingCurve
+from bnbench.records import write_atomic
+from bnbench.training.callbacks import Evaluation, TrainingCurve
 from bnbench.training.trainer import statistics_policy
 from bnbench.training.world import World
 
@@ -24,18 +25,25 @@ WEIGHTS = "weights.pt"
 LAST_EPOCHS = 5  # `final` is their median, in runs of at least twice as many
 
 
-def divergence(curve: TrainingCurve, poisoned: str | None, epochs: list[Epoch]) -> str | None:
-    """Where a run stopped being finite, None if it did not: its training loss, running statistics, or after."""
+def divergence(
+    config: RunConfig, curve: TrainingCurve, poisoned: str | None, evaluations: list[Evaluation]
+) -> str | None:
+    """Where a run stopped being finite, None if it did not: its training loss, running statistics, or after.
+
+    A range test is over when training diverges: that is its result, not its failure.
+    """
+    if config.schedule.name == "range":
+        return None
     if curve.diverged_at is not None:
         return f"training loss not finite at step {curve.diverged_at}"
     if poisoned is not None:
         return poisoned
-    steps = (epoch.step for epoch in epochs if not math.isfinite(epoch.val_loss))
+    steps = (row.step for row in evaluations if not math.isfinite(row.val_loss))
     return next((f"validation loss not finite after step {step}" for step in steps), None)
 
 
-def metrics(epochs: list[Epoch], model: nn.Module, status: Status) -> dict[str, Any]:
-    """`final` is the last epoch, from 10 epochs on the median of the last 5; never the best."""
+def metrics(epochs: list[Evaluation], model: nn.Module, done: bool) -> dict[str, Any]:
+    """`final` is the last epoch, from 10 epochs on the median of the last 5; never the best. Null unless `done`."""
     found: dict[str, Any] = {"params": sum(p.numel() for p in model.parameters())}
     last = epochs[-LAST_EPOCHS:] if len(epochs) >= 2 * LAST_EPOCHS else epochs[-1:]
     for name, key in {
@@ -44,22 +52,68 @@ def metrics(epochs: list[Epoch], model: nn.Module, status: Status) -> dict[str, 
         "train_error": "train_error",
         "train_loss": "train_loss",
     }.items():
-        done = status == "completed"
         found[name] = statistics.median(getattr(epoch, key) for epoch in last) if done else None
     return found
 
 
-def timings(
-    epochs: list[Epoch], fit_seconds: float, setup_seconds: float, steps_per_epoch: int
+def asked(
+    config: RunConfig, evaluations: list[Evaluation], curve: TrainingCurve, classes: int
 ) -> dict[str, Any]:
-    """Seconds; the rate is the median epoch's, without the first where there are more: it warms up."""
-    found: dict[str, Any] = {"setup_seconds": setup_seconds, "fit_seconds": fit_seconds}
-    steady = epochs[1:] or epochs
-    if steady:
-        found["images_per_s"] = statistics.median(epoch.images_per_s for epoch in steady)
-        train_seconds = statistics.median(epoch.train_seconds for epoch in steady)
-        found["step_ms"] = 1000 * train_seconds / steps_per_epoch
+    """The metrics that only some runs have."""
+    found: dict[str, Any] = {}
+    if config.target_error is not None:
+        found["steps_to_target"] = steps_to_target(evaluations, config.target_error)
+    if config.schedule.name == "range":
+        found |= largest_stable_lr(curve.points, classes)
     return found
+
+
+def steps_to_target(evaluations: Sequence[Evaluation], target_error: float) -> int | None:
+    """The step of the first evaluation whose error (percent) is at most the target; None if there is none."""
+    return next((row.step for row in evaluations if row.val_error <= target_error), None)
+
+
+def largest_stable_lr(points: Sequence[tuple[int, float, float]], classes: int) -> dict[str, Any]:
+    """What a range test says, from (step, learning rate, training loss) of each window of steps.
+
+    Training is unstable from the first window on whose loss is not finite, or has lost half of what training had
+    gained over chance, ln(classes); below a tenth of chance gained, nothing is lost yet. `largest_stable_lr` is the
+    rate of the window before that one: of the last, if none was unstable (`lr_range_exhausted`); null, if no window
+    was stable or training gained nothing.
+    """
+    chance, best, stable = math.log(classes), math.log(classes), None
+    for _, lr, loss in points:
+        gained = chance - best
+        if not math.isfinite(loss) or (gained >= 0.1 * chance and loss > best + 0.5 * gained):
+            return {"largest_stable_lr": stable, "lr_range_exhausted": False}
+        best, stable = min(best, loss), lr
+    learned = chance - best >= 0.1 * chance
+    return {"largest_stable_lr": stable if learned else None, "lr_range_exhausted": learned}
+
+
+def timings(
+    evaluations: list[Evaluation], fit_seconds: float, setup_seconds: float, steps_between: int
+) -> dict[str, Any]:
+    """Seconds; the rate is the median one between evaluations, without the first where there are more: it warms up."""
+    found: dict[str, Any] = {"setup_seconds": setup_seconds, "fit_seconds": fit_seconds}
+    steady = evaluations[1:] or evaluations
+    if steady:
+        found["images_per_s"] = statistics.median(row.images_per_s for row in steady)
+        train_seconds = statistics.median(row.train_seconds for row in steady)
+        found["step_ms"] = 1000 * train_seconds / steps_between
+    return found
+
+
+def data_wait(watched: data.WatchedLoader, evaluations: list[Evaluation], world: World) -> dict[str, Any]:
+    """`data_wait_share`, 0 to 1: the share of training that the rank which waits longest spends waiting for batches.
+
+    A median epoch's; call it on every rank. Empty for a run that did not come to an evaluation.
+    """
+    seconds: dict[int, float] = {}
+    for row in evaluations:
+        seconds[row.epoch] = seconds.get(row.epoch, 0.0) + row.train_seconds
+    share = watched.share(seconds)
+    return {} if share is None else {"data_wait_share": world.largest(min(share, 1.0))}
 
 
 def run_provenance(config: RunConfig, world: World, splits: data.DataSplits) -> dict[str, Any]:
@@ -78,7 +132,8 @@ def run_provenance(config: RunConfig, world: World, splits: data.DataSplits) -> 
             "span": dataclasses.asdict(config.span),
         },
         "statistics_policy": statistics_policy(config) if config.nbs is not None else None,
-        "memory_format": "contiguous",
+        "memory_format": "channels_last" if config.trainer.channels_last else "contiguous",
+        "compile": config.trainer.compile,
         "dtype": config.trainer.precision,
         "flags": {
             "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -87,14 +142,7 @@ def run_provenance(config: RunConfig, world: World, splits: data.DataSplits) -> 
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "cudnn": torch.backends.cudnn.version(),
         },
-        "data": {
-            "train_images": len(splits.train),
-            "test_images": len(splits.test),
-            "classes": splits.train.num_classes,
-            "train_sha256": splits.train.digest(),
-            "test_sha256": splits.test.digest(),
-            **({} if config.data.label is None else {"label": config.data.label}),
-        },
+        "data": data.describe(config.data, splits),
     }
 
 

@@ -10,12 +10,22 @@ from typing import Any
 
 from bnbench import data
 from bnbench.config import RunConfig
-from bnbench.records import EPOCHS, Record, Status, digest, write_record
-from bnbench.training.callbacks import History, RunningStatistics, TrainingCurve
-from bnbench.training.result import WEIGHTS, divergence, metrics, run_provenance, save_weights, timings
+from bnbench.records import EPOCHS, HEALTH, Record, Status, digest, write_record
+from bnbench.training.callbacks import History, RunningStatistics, Series, TrainingCurve, precise_over
+from bnbench.training.evaluation import FinalMeasures, landscape_metrics
+from bnbench.training.result import (
+    WEIGHTS,
+    asked,
+    data_wait,
+    divergence,
+    metrics,
+    run_provenance,
+    save_weights,
+    timings,
+)
 from bnbench.training.setup import DataCache, set_up, settle
 from bnbench.training.tracking import describe, finish_tracking, start_tracking
-from bnbench.training.trainer import build_trainer, norm_callbacks, statistics_policy
+from bnbench.training.trainer import build_trainer, measuring_callbacks, norm_callbacks, statistics_policy
 from bnbench.training.world import World
 
 Report = Callable[[Mapping[str, Any]], None]
@@ -36,19 +46,33 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
     logger = start_tracking(config, config.folder) if world.leads else None
     record = None
     try:
-        curve = TrainingCurve(config.trainer.log_every, config.global_batch, report)
-        images = len(setup.train_loader) * config.global_batch
-        history = History(config.folder if world.leads else None, curve, images)
-        running = RunningStatistics(statistics_policy(config))
-        callbacks = [running, *norm_callbacks(config, len(setup.train_loader)), curve, history]
-        trainer = build_trainer(config, world, logger, callbacks)
+        steps = setup.train_loader.steps
+        curve = TrainingCurve(config, steps, report)
+        history = History(config.folder if world.leads else None, curve)
+        policy, precise = statistics_policy(config), None
+        if policy == "precise":
+            precise = precise_over(setup.train_loader, config.measure.precise_steps)
+        running = RunningStatistics(policy, precise)
+        series = Series(config.folder if world.leads else None)
+        watching = measuring_callbacks(config, setup.train_loader, series)
+        # History first: what the others do before an evaluation is not training time.
+        callbacks = [history, running, *norm_callbacks(config, steps, precise), *watching, curve]
+        every = len(setup.train_loader) // config.evals_per_epoch
+        trainer = build_trainer(config, world, logger, callbacks, every)
         fit_started = time.perf_counter()
-        trainer.fit(setup.module, setup.train_loader, setup.test_loader)
+        watched = data.WatchedLoader(setup.train_loader)
+        trainer.fit(setup.module, watched, setup.test_loader)
         fit_seconds = time.perf_counter() - fit_started
-        model = setup.module.model
-        running.merge(model, trainer.global_step)
-        diverged = divergence(curve, running.poisoned, history.epochs)
+        model = setup.module.evaluated
+        context = trainer.precision_plugin.forward_context
+        with context():
+            running.merge(model, trainer.global_step)
+        diverged = divergence(config, curve, running.poisoned, history.evaluations)
         status: Status = "completed" if diverged is None else "diverged"
+        # The end of a range test is no trained network.
+        done = status == "completed" and config.schedule.name != "range"
+        measured = FinalMeasures(config, world, setup, running).measure(context, done)
+        waiting = data_wait(watched, history.evaluations, world)
         if world.leads:
             record = Record(
                 schema=1,
@@ -57,18 +81,25 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
                 identity=config.identity(),
                 status=status,
                 config=dataclasses.asdict(config),
-                metrics=metrics(history.epochs, model, status),
-                timings=timings(history.epochs, fit_seconds, fit_started - started, len(setup.train_loader)),
-                provenance=run_provenance(config, world, setup.splits),
+                metrics=metrics(history.epochs, model, done)
+                | asked(config, history.evaluations, curve, setup.splits.train.num_classes)
+                | measured.metrics
+                | landscape_metrics(config, series, done),
+                timings=timings(history.evaluations, fit_seconds, fit_started - started, curve.between)
+                | {"measure_seconds": measured.seconds, **waiting},
+                provenance=run_provenance(config, world, setup.splits)
+                | {"start": setup.start, "measure_remarks": measured.remarks},
                 error=diverged,
                 norm_swap=setup.norm_swap,
+                health={"every": config.measure.health_every, **series.medians()} if watching else {},
                 wandb=describe(logger),
             )
             # What is not finite is nobody's checkpoint.
-            record.metrics["weights_sha256"] = save_weights(config, model) if diverged is None else None
+            record.metrics["weights_sha256"] = save_weights(config, model) if done else None
             write_record(config.folder, record)
         return status
     finally:
+        setup.close()
         finish_tracking(logger, record)
 
 
@@ -94,7 +125,7 @@ def _make_folder(config: RunConfig, world: World) -> None:
         return
     try:
         config.folder.mkdir(parents=True, exist_ok=True)
-        for left in (EPOCHS, WEIGHTS):  # of an attempt that did not finish
+        for left in (EPOCHS, HEALTH, WEIGHTS):  # of an attempt that did not finish
             (config.folder / left).unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import logging
 import os
 import warnings
@@ -16,8 +17,8 @@ from torch import nn
 
 from bnbench import data
 from bnbench.config import DataConfig, RunConfig
-from bnbench.models import build_model
-from bnbench.norms import VirtualBatchNet, place_norms, swap_norms
+from bnbench.models import build_model, logits_of
+from bnbench.norms import VirtualBatchNet, initialize_residual, place_norms, swap_norms
 from bnbench.training.module import Classifier
 from bnbench.training.optim import build_optimizer
 from bnbench.training.world import World
@@ -48,21 +49,29 @@ class Setup:
     splits: data.DataSplits
     module: Classifier
     norm_swap: dict[str, Any]  # what was replaced and moved, for the record
-    train_loader: data.TrainLoader
-    test_loader: data.TestLoader
+    start: dict[str, str]  # what runs of one seed have in common, whatever their norm
+    train_loader: data.TrainLoader | data.StreamedTrainLoader
+    test_loader: data.TestLoader | data.StreamedTestLoader
+
+    def close(self) -> None:
+        """End the processes that stream images."""
+        for loader in (self.train_loader, self.test_loader):
+            if isinstance(loader, data.StreamedTrainLoader | data.StreamedTestLoader):
+                loader.close()
 
 
 def settle(config: RunConfig, world: World) -> None:
     """Process-wide state, set by every run so that none inherits another's."""
     torch.set_num_threads(config.trainer.threads or max(1, _cores() // world.place.local_size))
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = config.trainer.tf32
+    torch.backends.cudnn.allow_tf32 = config.trainer.tf32
+    torch.backends.cudnn.benchmark = config.trainer.cudnn_benchmark
+    torch.backends.cudnn.deterministic = config.trainer.deterministic
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Its advice is for DataLoaders with worker processes; ours hold decoded images.
+    # Its advice is on DataLoaders' worker processes; ours hold decoded images, or have as many as data.workers says.
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
 
 def _cores() -> int:
@@ -72,18 +81,21 @@ def _cores() -> int:
 def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
     splits = cache.get(config.data, world.device)
     dtype = torch.float64 if config.trainer.precision == "fp64" else torch.float32
-    normalize = data.Normalizer(config.data.mean, config.data.std, world.device, dtype)
-    place = {"rank": world.place.rank, "world_size": world.place.size}
-    train_loader = data.TrainLoader(
-        splits.train,
+    layout = torch.channels_last if config.trainer.channels_last else torch.contiguous_format
+    normalize = data.Normalizer(config.data.mean, config.data.std, world.device, dtype, layout)
+    train_loader, test_loader = data.make_loaders(
+        config.data,
+        splits,
         normalize,
-        config.data.augment,
         global_batch=config.global_batch,
         seed=config.seed,
         span=config.span,
-        **place,
+        accumulate=config.recipe.accumulate,
+        rank=world.place.rank,
+        world_size=world.place.size,
+        test_batch=TEST_BATCH,
     )
-    test_loader = data.TestLoader(splits.test, normalize, batch=TEST_BATCH, **place)
+    check_evaluations(config, train_loader.steps)
     torch.manual_seed(config.seed)  # after the data, which may have drawn numbers of its own
     model = build_model(config.model.name, splits.train.num_classes, **config.model.builder_options())
     aux_weight = getattr(model, "aux_weight", 0.0)
@@ -91,24 +103,64 @@ def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
     norm_swap = swap.as_dict() | {"placement": {"placement": "before"}}  # as built: nothing to trace
     if config.norm.placement == "after":
         norm_swap["placement"] = place_norms(model, "after").as_dict()
+    if config.recipe.zero_gamma:
+        norm_swap["zero_gamma"] = _zero_gamma(model, config)
     if config.norm.reference_size is not None:
         chosen = data.reference_images(len(splits.train), config.norm.reference_size, config.seed)
-        model = VirtualBatchNet(model, normalize(splits.train.images[chosen.to(world.device)]).cpu())
-    _probe(model, config, world, splits.train.images.shape[1:])
-    recipe = partial(
-        build_optimizer,
-        config=config.optim,
-        global_batch=config.global_batch,
-        epochs=config.epochs,
-        steps_per_epoch=len(train_loader),
-    )
-    return Setup(splits, Classifier(model, recipe, aux_weight), norm_swap, train_loader, test_loader)
+        model = VirtualBatchNet(model, normalize(splits.train.pixels(chosen).to(world.device)).cpu())
+    _probe(model, config, world, splits.train.shape, splits.train.num_classes)
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    start = {
+        "weights_sha256": start_digest(model),
+        "order_sha256": data.order_digest(len(splits.train), config.global_batch, config.seed),
+    }
+    if config.trainer.compile:
+        model.compile()
+    recipe = partial(build_optimizer, config=config, steps_per_epoch=train_loader.steps)
+    module = Classifier(model, recipe, config.recipe, aux_weight)
+    return Setup(splits, module, norm_swap, start, train_loader, test_loader)
+
+
+def check_evaluations(config: RunConfig, steps: int) -> None:
+    """Raise ValueError unless the evaluations of an epoch lie evenly in it, the last at its end."""
+    if steps % config.evals_per_epoch:
+        choices = ", ".join(str(n) for n in range(1, steps + 1) if steps % n == 0)
+        raise ValueError(
+            f"evals_per_epoch={config.evals_per_epoch} does not divide the {steps} steps of an epoch, and the last "
+            f"evaluation must be at its end: choose {choices}"
+        )
+
+
+def _zero_gamma(model: nn.Module, config: RunConfig) -> dict[str, Any]:
+    if config.norm.init not in (None, "none"):
+        raise ValueError(
+            f"recipe.zero_gamma=true with norm.init={config.norm.init}: both say how residual branches start; "
+            "set norm.init=none, or recipe.zero_gamma=false"
+        )
+    started = initialize_residual(model, "zero_gamma")
+    if not started.weights:
+        raise ValueError(
+            f"recipe.zero_gamma=true with model={config.model.name}: it has no residual branch that ends in a "
+            "norm; set recipe.zero_gamma=false"
+        )
+    return started.as_dict()
+
+
+def start_digest(model: nn.Module) -> str:
+    """What the convolutions and linear layers start from: equal for every norm at one seed."""
+    state = hashlib.sha256()
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.conv._ConvNd | nn.Linear):
+            state.update(layer.weight.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()[:16]
 
 
 def norm_options(config: RunConfig, world: World, total_steps: int) -> dict[str, Any]:
     """The settings of the Hydra group, with the span in the layer's own terms, where it is not a device's."""
     norm, span = config.norm, config.span
     options = {key: getattr(norm, key) for key in norm.reads if key not in NOT_THE_LAYERS}
+    if options.get("statistics") == "precise":
+        options["statistics"] = "mean"  # of the averages that a layer keeps between evaluations
     options |= norm.options or {}
     if span.ghosts > 1:
         options["ghosts"] = span.ghosts
@@ -119,8 +171,9 @@ def norm_options(config: RunConfig, world: World, total_steps: int) -> dict[str,
     return options
 
 
-def _probe(model: nn.Module, config: RunConfig, world: World, shape: Sequence[int]) -> None:
-    """Raise ValueError if a step of this model, norm and batch is none: one value a channel, maps that end.
+def _probe(model: nn.Module, config: RunConfig, world: World, shape: Sequence[int], num_classes: int) -> None:
+    """Raise ValueError if a step of this model, norm and batch is none: one value a channel, maps that end, logits
+    of other classes than the data's.
 
     One training forward at the true shape, because what a layer sees depends on the whole network, on the
     batch and on heads that only training has. Of a copy, since it moves running statistics, counters and
@@ -132,7 +185,7 @@ def _probe(model: nn.Module, config: RunConfig, world: World, shape: Sequence[in
     cuda = [world.device] if world.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(cuda):  # dropout draws
-            probed(images)
+            logits = logits_of(probed(images))[0]
     except (ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in TOO_SMALL):
             raise
@@ -140,3 +193,9 @@ def _probe(model: nn.Module, config: RunConfig, world: World, shape: Sequence[in
             f"model={config.model.name} with norm={config.norm.name} on {config.per_device_batch} image(s) a rank "
             f"of {shape[1]}x{shape[2]}: {str(error).splitlines()[0]}"
         ) from None
+    if tuple(logits.shape) != (len(images), num_classes):
+        raise ValueError(
+            f"model={config.model.name} gives {tuple(logits.shape)} for {len(images)} images of "
+            f"data={config.data.name}, which has {num_classes} classes: it must give ({len(images)}, {num_classes}) "
+            "logits"
+        )

@@ -9,7 +9,15 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from bnbench.config import RunConfig
-from bnbench.training.callbacks import FreezeStatistics, MergeEveryStep, bundle
+from bnbench.training.callbacks import (
+    FreezeStatistics,
+    Health,
+    Landscape,
+    MergeEveryStep,
+    Precise,
+    Series,
+    bundle,
+)
 from bnbench.training.world import JoinedEnvironment, World
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
@@ -19,20 +27,36 @@ def statistics_policy(config: RunConfig) -> str:
     return config.norm.statistics or "mean"
 
 
-def norm_callbacks(config: RunConfig, steps_per_epoch: int) -> list[Any]:
+def norm_callbacks(config: RunConfig, steps_per_epoch: int, precise: Precise | None = None) -> list[Any]:
     """What some norms need done between steps."""
     norm, found = config.norm, list[Any]()
     if config.kind == "brn" and config.trainer.world_size > 1:
         found.append(MergeEveryStep())
     if config.kind == "frozen" and norm.after:
         total = config.epochs * steps_per_epoch
-        found.append(FreezeStatistics(norm.after, total, statistics_policy(config)))
+        found.append(FreezeStatistics(norm.after, total, statistics_policy(config), precise))
+    return found
+
+
+def measuring_callbacks(config: RunConfig, loader: Any, series: Series) -> list[Any]:
+    """What looks into training at intervals, and leaves it bit-identical."""
+    measure, parts, found = config.measure, config.recipe.accumulate, list[Any]()
+    if measure.health_every is not None:
+        found.append(Health(measure.health_every, series, ranks=config.span.ranks, parts=parts))
+    if measure.landscape:
+        probe, _ = next(iter(loader))  # the first batch of the run, the same for every norm at one seed
+        found.append(Landscape(measure.landscape_every, series, probe, parts=parts))
     return found
 
 
 def build_trainer(
-    config: RunConfig, world: World, logger: WandbLogger | None, callbacks: list[Any]
+    config: RunConfig,
+    world: World,
+    logger: WandbLogger | None,
+    callbacks: list[Any],
+    evaluate_every: int | None = None,
 ) -> Trainer:
+    """A Trainer of the ranks there are. `evaluate_every`: batches between evaluations; None = an epoch's."""
     strategy: Strategy
     if world.place.size == 1:
         strategy = SingleDeviceStrategy(device=world.device)
@@ -51,6 +75,7 @@ def build_trainer(
         strategy=strategy,
         precision=PRECISION[config.trainer.precision],  # type: ignore[arg-type]
         max_epochs=config.epochs,
+        val_check_interval=evaluate_every,
         logger=logger or False,
         callbacks=[bundle(callbacks)],
         log_every_n_steps=0,  # nothing is logged in a step: TrainingCurve writes to the logger itself

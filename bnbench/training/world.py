@@ -77,6 +77,12 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' values, on every rank."""
+        box = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return box.item()
+
     @property
     def leads(self) -> bool:
         return self.place.rank == 0

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from bnbench import data
 from bnbench.compose import compose_jobs
+from bnbench.config import RecipeConfig
 from bnbench.norms import NORMS, build_norm, merge_running_statistics
 from bnbench.training.callbacks import FreezeStatistics, MergeEveryStep, RunningStatistics
 from bnbench.training.module import Classifier
@@ -184,7 +185,8 @@ class _Manual(Classifier):
 def test_auxiliary_heads_add_their_weighted_loss_and_no_error():
     torch.manual_seed(0)
     model = _Heads()
-    module = _Manual(model, lambda _: None, aux_weight=0.3)
+    plain = RecipeConfig(label_smoothing=0.0, zero_gamma=False, ema=None, accumulate=1, clip_norm=None)
+    module = _Manual(model, lambda _: None, plain, aux_weight=0.3)
     nothing = SimpleNamespace(zero_grad=lambda: None, step=lambda: None)
     module._stepped = (nothing, nothing)
     images, labels = torch.randn(8, 4), torch.randint(3, (8,))

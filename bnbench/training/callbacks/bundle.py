@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 HOOKS = (
     "on_train_epoch_start",
     "on_train_batch_start",
+    "on_after_backward",
     "on_train_batch_end",
     "on_validation_start",
     "on_validation_end",

@@ -1,4 +1,4 @@
-"""The series of a run, an epoch a row, kept on disk as it grows."""
+"""The series of a run, an evaluation a row, kept on disk as it grows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from bnbench.training.module import Classifier
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch: losses are mean cross-entropy, errors percent, over all ranks."""
+class Evaluation:
+    """One evaluation and the training since the last: losses are mean cross-entropy, errors percent, over all ranks."""
 
     epoch: int
     step: int
@@ -33,15 +33,20 @@ class Epoch:
 
 
 class History(Callback):
-    """Rows of `epochs.csv`, and the same to the logger. Train time excludes validation.
+    """Rows of `epochs.csv`, one for each evaluation, and the same to the logger. Train time excludes evaluation.
 
     The file is written by rank 0 (`folder` is None elsewhere), a whole row at a time.
     """
 
-    def __init__(self, folder: Path | None, curve: TrainingCurve, images_per_epoch: int) -> None:
-        self.folder, self.curve, self.images_per_epoch = folder, curve, images_per_epoch
-        self.epochs: list[Epoch] = []
-        self._train_started = self._train_ended = self._val_ended = 0.0
+    def __init__(self, folder: Path | None, curve: TrainingCurve) -> None:
+        self.folder, self.curve = folder, curve
+        self.evaluations: list[Evaluation] = []
+        self._train_started = self._train_ended = 0.0
+
+    @property
+    def epochs(self) -> list[Evaluation]:
+        """The evaluations at the ends of epochs."""
+        return [row for row in self.evaluations if row.step % self.curve.steps == 0]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_started = _now(pl_module.device)
@@ -50,15 +55,13 @@ class History(Callback):
         self._train_ended = _now(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._val_ended = _now(pl_module.device)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
+        ended = _now(pl_module.device)
+        seconds, self._train_started = self._train_ended - self._train_started, ended
         if self.curve.diverged_at is not None or pl_module.validated is None:
             return
-        train, validated = self.curve.epoch_totals, pl_module.validated
-        seconds = self._train_ended - self._train_started
-        epoch = Epoch(
+        train, validated = self.curve.drain(), pl_module.validated
+        row = Evaluation(
             epoch=trainer.current_epoch,
             step=trainer.global_step,
             lr=trainer.optimizers[0].param_groups[0]["lr"],
@@ -67,21 +70,21 @@ class History(Callback):
             val_loss=validated.loss,
             val_error=validated.error,
             train_seconds=seconds,
-            val_seconds=self._val_ended - self._train_ended,
-            images_per_s=self.images_per_epoch / seconds,
+            val_seconds=ended - self._train_ended,
+            images_per_s=self.curve.between * self.curve.global_batch / seconds,
         )
-        self.epochs.append(epoch)
-        row = dataclasses.asdict(epoch)
+        self.evaluations.append(row)
+        values = dataclasses.asdict(row)
         if self.folder is not None:
             with (self.folder / EPOCHS).open("a", newline="") as file:
-                writer = csv.DictWriter(file, row)
+                writer = csv.DictWriter(file, values)
                 if not file.tell():
                     writer.writeheader()
-                writer.writerow(row)
+                writer.writerow(values)
         if trainer.logger is not None:
             names = {"val_loss": "val/loss", "val_error": "val/error", "epoch": "epoch"}
-            point = {new: row[old] for old, new in names.items()}
-            point |= {"train/epoch_loss": epoch.train_loss, "train/epoch_error": epoch.train_error}
+            point = {new: values[old] for old, new in names.items()}
+            point |= {"train/epoch_loss": row.train_loss, "train/epoch_error": row.train_error}
             trainer.logger.log_metrics(point, step=trainer.global_step)
 
 

@@ -1,36 +1,70 @@
-"""Running statistics during training: merged over ranks, watched, and for some norms merged at every step."""
+"""Running statistics during training: by a policy before evaluation, watched, for some norms merged at every step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from torch import Tensor, nn
 
-from bnbench.norms import freeze_statistics, merge_running_statistics, running_statistics
+from bnbench.norms import (
+    freeze_statistics,
+    merge_running_statistics,
+    precise_statistics,
+    running_statistics,
+    tracking_norms,
+)
+
+Precise = Callable[[nn.Module], None]
+
+
+def precise_over(loader: Any, steps: int) -> Precise:
+    """`precise_statistics` over the first global steps of a training loader's epoch, the same images on every world.
+
+    At most an epoch; augmented, as the running averages see them. The loader's own iteration goes on undisturbed.
+    """
+
+    def images() -> Iterator[Tensor]:
+        parts = len(loader) // loader.steps  # of accumulation
+        return (batch[0] for batch in islice(iter(loader), min(steps, loader.steps) * parts))
+
+    return lambda model: precise_statistics(model, images())
 
 
 class RunningStatistics(Callback):
-    """Applies a policy (`mean` or `rank0`) before each evaluation.
+    """Applies a policy before each evaluation, to the network that is evaluated.
 
     Statistics that are not finite then end the run on every rank, since after the merge all see the same:
     the training loss does not read them and may look well. `poisoned` says which and when.
+    Under `precise` the averages go on after the evaluation where they were; `averages` holds them, merged.
     """
 
-    def __init__(self, policy: str) -> None:
-        self.policy = policy
+    def __init__(self, policy: str, precise: Precise | None = None) -> None:
+        assert (policy == "precise") == (precise is not None), policy
+        self.merging, self.precise = "mean" if precise else policy, precise
         self.poisoned: str | None = None
+        self.averages: dict[str, Tensor] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.merge(pl_module, trainer.global_step)
+        with trainer.precision_plugin.forward_context():
+            self.merge(_network(pl_module, "evaluated"), trainer.global_step)
         if self.poisoned is not None:
             trainer.should_stop = True
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        load_statistics(_network(pl_module, "evaluated"), self.averages)
+        self.averages = {}
+
     def merge(self, model: nn.Module, step: int) -> None:
         """Call it on every rank."""
-        merge_running_statistics(model, self.policy)
+        merge_running_statistics(model, self.merging)
+        if self.precise is not None and tracking_norms(model):
+            self.averages = {path: buffer.clone() for path, buffer in running_statistics(model).items()}
+            self.precise(model)
         path = poisoned_buffer(model)
         if path is not None and self.poisoned is None:
             self.poisoned = f"running statistics not finite after step {step}: {path}"
@@ -48,9 +82,9 @@ class MergeEveryStep(Callback):
 class FreezeStatistics(Callback):
     """From step ceil(`after` * steps of training) on, batch norms normalize by their statistics of then."""
 
-    def __init__(self, after: float, total_steps: int, policy: str) -> None:
+    def __init__(self, after: float, total_steps: int, policy: str, precise: Precise | None = None) -> None:
         self.first = math.ceil(after * total_steps)
-        self.policy = policy
+        self.merging, self.precise = "mean" if precise else policy, precise
         self.frozen = False
 
     def on_train_batch_start(
@@ -58,8 +92,18 @@ class FreezeStatistics(Callback):
     ) -> None:
         if not self.frozen and trainer.global_step >= self.first:
             self.frozen = True
-            merge_running_statistics(pl_module, self.policy)
+            merge_running_statistics(pl_module, self.merging)
+            if self.precise is not None:
+                with trainer.precision_plugin.forward_context():
+                    self.precise(_network(pl_module, "model"))
             freeze_statistics(pl_module)
+
+
+def load_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
+    """Put running statistics, by their path, into a model."""
+    for path, buffer in running_statistics(model).items():
+        if path in statistics:
+            buffer.copy_(statistics[path])
 
 
 def poisoned_buffer(model: nn.Module) -> str | None:
@@ -69,4 +113,11 @@ def poisoned_buffer(model: nn.Module) -> str | None:
         return None
     finite = torch.stack([buffer.isfinite().all() for buffer in running.values()]).tolist()
     bad = [path for path, fine in zip(running, finite, strict=True) if not fine]
-    return bad[0].removeprefix("model.") if bad else None
+    return bad[0] if bad else None
+
+
+def _network(module: LightningModule, name: str) -> nn.Module:
+    """`model`, or `evaluated`: what is validated and kept, the weights' moving average where there is one."""
+    network = getattr(module, name)
+    assert isinstance(network, nn.Module)
+    return network
