@@ -6,6 +6,7 @@ compose + check -> plan -> world -> (training.run on every rank) -> what came of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bnbench.config import RunConfig
 from bnbench.folders import CONFIG_NAME, check_output, config_folder, missing, remove_empty
 from bnbench.launch import check_world, place_given, speaks
-from bnbench.records import RECORD, read_record
+from bnbench.records import RECORD, Record, read_record
+from bnbench.sweep.fairness import told
 from bnbench.sweep.plan import Plan, plan_single, plan_sweep
+from bnbench.waiting import data_wait_remark
 
 if TYPE_CHECKING:
     from bnbench.sweep.pool import Outcome
@@ -108,6 +111,8 @@ def _announce(plan: Plan, multirun: bool) -> None:
             f"{plan.cells()} cell(s), {len(plan.runs)} run(s), on {' or '.join(map(str, ranks))} rank(s), "
             f"into {plan.runs[0].dir}"
         )
+        for line in told(plan.runs):
+            _say(line)
     for remark in plan.remarks:
         _say(remark)
 
@@ -127,12 +132,24 @@ def _last_words(plan: Plan, outcomes: Sequence[Outcome], swept: Sequence[str] | 
     if broken:
         _say("The same command again trains only what is missing; the tracebacks are in the records.")
     recorded = [run for run in plan.runs if (run.folder / RECORD).exists()]
+    remark = data_wait_remark(_readable(recorded))
+    if remark:
+        _say(remark)
     if recorded and swept is not None:
         _show_report(recorded, swept)
     elif recorded:
         _say(f"record: {recorded[0].folder / RECORD}")
         _say(f"next:   bnbench report {shlex.quote(recorded[0].dir)}")
     return _exit_code(outcomes)
+
+
+def _readable(runs: Sequence[RunConfig]) -> list[Record]:
+    """The runs' records but for those that the report will name as broken."""
+    found = []
+    for run in runs:
+        with contextlib.suppress(ValueError):
+            found.append(read_record(run.folder / RECORD))
+    return found
 
 
 def _show_report(runs: Sequence[RunConfig], words: Sequence[str]) -> None:

@@ -22,11 +22,18 @@ def make_record(
     lr: float = 0.1,
     norm_settings: dict[str, Any] | None = None,
     images_per_s: float | None = 2000.0,
+    claim: str | None = None,
+    metrics: dict[str, Any] | None = None,
+    identity_of: dict[str, Any] | None = None,
+    target_error: float | None = None,
 ) -> Record:
-    """A record of schema 1, complete in what reports read; `error` in percent."""
+    """A record of schema 1, complete in what reports read; `error` in percent.
+
+    `metrics` are kept whatever the status; `identity_of` adds to the identity, by dotted key.
+    """
     defaults: dict[str, Any] = {"num_groups": 8} if norm == "gn" else {"statistics": "mean", "momentum": 0.1}
     settings = defaults | {"eps": 1e-5} | (norm_settings or {})
-    identity = {
+    identity: dict[str, Any] = {
         "model": {"name": model, "width": 16, "stem_stride": 1},
         "norm": {"name": norm, **settings},
         "nbs": nbs,
@@ -38,6 +45,12 @@ def make_record(
         "precision": "fp32",
         "seed": seed,
     }
+    for key, value in (identity_of or {}).items():
+        inner: Any = identity
+        *groups, last = key.split(".")
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
     finished = status == "completed"
     return Record(
         schema=1,
@@ -45,11 +58,12 @@ def make_record(
         name=f"{model}-{norm}{'' if nbs is None else f'-nbs{nbs}'}-s{seed}-{digest(cell_of(identity), 4)}",
         identity=identity,
         status=status,
-        config={},
+        config={} if claim is None else {"claim": claim, "target_error": target_error},
         metrics={
             "final_val_error": error if finished else None,
             "final_val_loss": 0.5 if finished else None,
             "train_error": 8.0 if finished else None,
+            **(metrics or {}),
         },
         timings={"images_per_s": images_per_s, "fit_seconds": 12.5} if images_per_s else {},
         provenance={
@@ -59,6 +73,7 @@ def make_record(
             "device": {"kind": "cpu"},
             "written": f"2026-01-01T00:00:{seed:02}+00:00",
             "slurm_job": None,
+            "data": {"train_images": 1024, "classes": 10},
         },
         error=None if finished else f"made up: {status}",
     )

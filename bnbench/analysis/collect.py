@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbench import catalog
-from bnbench.records import FINISHED, Record, cell_of, digest, find_records, read_record
+from bnbench.records import FINISHED, Record, cell_of, digest, find_records, flatten, read_record
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,11 +24,13 @@ class Collected:
     (null for a norm that treats each image by itself), per_device_batch, global_batch, world_size, data,
     precision, seed, status, val_error and train_error (percent), val_loss, images_per_s (over all ranks),
     fit_seconds, path, identity (that of the cell, as JSON). A number that a record lacks is null.
+    `evidence` has the records of each claim: there a run counts that another folder holds too.
     `problems` has one line for each record that is not in the table or is incomplete.
     """
 
     runs: pl.DataFrame
     records: list[Record] = field(default_factory=list)
+    evidence: dict[str, list[Record]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -42,6 +44,7 @@ def collect(roots: Sequence[Path]) -> Collected:
 
     problems: list[str] = []
     kept: dict[str, tuple[Path, Record, dict[str, Any]]] = {}
+    evidence: dict[str, dict[str, Record]] = {}
     paths = _record_paths(roots)
     for path in paths:
         try:
@@ -51,6 +54,11 @@ def collect(roots: Sequence[Path]) -> Collected:
             problems.append(str(error))
             continue
         key = digest(record.identity, 64)
+        claim = _claim(record)
+        if claim is not None:
+            known = evidence.setdefault(claim, {})
+            if key not in known or (record.status in FINISHED and known[key].status not in FINISHED):
+                known[key] = record
         first = kept.get(key)
         if first is None:
             kept[key] = (path, record, row)
@@ -58,17 +66,32 @@ def collect(roots: Sequence[Path]) -> Collected:
         better = record.status in FINISHED and first[1].status not in FINISHED
         if better:
             kept[key] = (path, record, row)
+        if None not in (claim, _claim(first[1])) and claim != _claim(first[1]):
+            continue  # each is evidence for a claim of its own
         used, other = (path, first[0]) if better else (first[0], path)
         problems.append(f"{other}: the same run as {used}, which is used")
     if not kept:
         raise ValueError(_nothing(roots, problems))
     for path, record, row in kept.values():
-        if record.status == "completed" and row["val_error"] is None:
+        if record.status == "completed" and row["val_error"] is None and not _is_range(record):
             problems.append(f"{path}: completed without a final_val_error: not in the mean")
     rows = [row for _, _, row in kept.values()]
     return Collected(
-        pl.DataFrame(rows, schema=_schema()), [record for _, record, _ in kept.values()], problems
+        pl.DataFrame(rows, schema=_schema()),
+        [record for _, record, _ in kept.values()],
+        {claim: list(found.values()) for claim, found in evidence.items()},
+        problems,
     )
+
+
+def _is_range(record: Record) -> bool:
+    """Whether a run was an LR range test, which is over when training diverges and has no error to state."""
+    return flatten(record.identity).get("recipe.schedule.name") == "range"
+
+
+def _claim(record: Record) -> str | None:
+    claim = record.config.get("claim")
+    return claim if isinstance(claim, str) else None
 
 
 def _record_paths(roots: Sequence[Path]) -> list[Path]:

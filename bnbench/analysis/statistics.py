@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from bnbench import catalog
-from bnbench.records import Status
+from bnbench.records import Status, flatten
 
 if TYPE_CHECKING:
     import polars as pl
@@ -134,14 +134,6 @@ def _identities(runs: pl.DataFrame) -> dict[str, dict[str, Any]]:
 
 def _keys(flat: Iterable[Mapping[str, Any]]) -> list[str]:
     return sorted({key for identity in flat for key in identity})
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; a list stays a value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _word(value: Any) -> str:

@@ -14,6 +14,7 @@ from bnbench.records import write_atomic
 if TYPE_CHECKING:
     import polars as pl
 
+    from bnbench.analysis.claims import ClaimResult
     from bnbench.analysis.collect import Collected
 
 
@@ -29,17 +30,21 @@ class Report:
     page_md: Path
     collected: Collected
     cells: pl.DataFrame
+    claims: list[ClaimResult]
 
 
 def build(roots: Sequence[Path], out: Path) -> Report:
     """Write the report on every record under `roots` into the folder `out`, made if it is not there.
 
+    Where runs are evidence for claims, their verdicts are on the page and in claims.csv.
+
     Raises ValueError with one line where a root does not exist, no record is usable, or `out` cannot be
     written.
     """
+    from bnbench.analysis.claims import judge
     from bnbench.analysis.collect import collect
     from bnbench.analysis.statistics import cells
-    from bnbench.report import figures, page, table
+    from bnbench.report import claims, figures, page, table
 
     collected = collect(roots)
     summary = cells(collected.runs)
@@ -52,6 +57,7 @@ def build(roots: Sequence[Path], out: Path) -> Report:
         page_md=out / "report.md",
         collected=collected,
         cells=summary,
+        claims=judge(collected.evidence),
     )
     png, svg = figures.error_against_nbs(collected.runs, summary)
     files = {
@@ -60,8 +66,12 @@ def build(roots: Sequence[Path], out: Path) -> Report:
         report.table_md: table.markdown(summary).encode(),
         report.table_csv: summary.write_csv().encode(),
         report.runs_csv: collected.runs.write_csv().encode(),
-        report.page_md: page.page(roots, out, collected, summary, report.figure_png.name).encode(),
+        report.page_md: page.page(
+            roots, out, collected, summary, report.figure_png.name, report.claims
+        ).encode(),
     }
+    if report.claims:
+        files[out / "claims.csv"] = claims.to_csv(report.claims).encode()
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
@@ -83,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn the records of finished runs into a table and a figure: validation error against "
         "the normalization batch size (NBS), one line per norm, mean and 95% t interval over seeds.",
         epilog="Writes report.md (the page), figure.png, figure.svg, table.md, cells.csv (one row per cell) "
-        "and runs.csv (one row per run). Runs that diverged or failed are counted, never averaged. "
+        "and runs.csv (one row per run); for runs of experiment=claims/..., their verdicts, and claims.csv. "
+        "Runs that diverged or failed are counted, never averaged. "
         "Example: bnbench report runs/quickstart",
     )
     parser.add_argument(
@@ -108,9 +119,11 @@ def main(argv: list[str]) -> int:
         print(f"bnbench report: {error}", file=sys.stderr)
         return 2
 
-    from bnbench.report import table
+    from bnbench.report import claims, table
 
     table.show(report.cells)
+    for line in claims.lines(report.claims):
+        print(line)
     problems = report.collected.problems
     if problems:
         print(f"{len(problems)} note(s) on the records:")

@@ -8,20 +8,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnbench.analysis.statistics import STATUSES, flatten, shared
-from bnbench.records import Record
-from bnbench.report import table
+from bnbench.analysis.statistics import STATUSES, shared
+from bnbench.records import Record, flatten
+from bnbench.report import claims, fairness, table, tuning
+from bnbench.waiting import data_wait_remark
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from bnbench.analysis.claims import ClaimResult
     from bnbench.analysis.collect import Collected
 
 MOST_VALUES = 3  # of one provenance key; beyond that, how many there are
 LONGEST = 300  # characters of one value or message
 
 
-def page(roots: Sequence[Path], out: Path, collected: Collected, cells: pl.DataFrame, figure: str) -> str:
+def page(
+    roots: Sequence[Path],
+    out: Path,
+    collected: Collected,
+    cells: pl.DataFrame,
+    figure: str,
+    results: Sequence[ClaimResult] = (),
+) -> str:
     """The report as markdown. It states means and intervals, and names no winner."""
     runs = collected.runs
     models, data, norms = (", ".join(dict.fromkeys(cells[key])) for key in ("model", "data", "norm"))
@@ -34,6 +43,9 @@ def page(roots: Sequence[Path], out: Path, collected: Collected, cells: pl.DataF
         f"{table.LEGEND} The interval covers the seeds' variation and nothing else: not another data set, "
         "recipe or machine.\n",
         f"![validation error against normalization batch size]({figure})\n",
+        claims.section(results),
+        tuning.section(runs, collected.records),
+        fairness.section(collected.records),
         "## Runs\n",
         f"Status: {_statuses(runs)}. Only completed runs enter a mean; every other run is counted in the "
         "table. The numbers in full: [cells.csv](cells.csv), [runs.csv](runs.csv).\n",
@@ -43,7 +55,7 @@ def page(roots: Sequence[Path], out: Path, collected: Collected, cells: pl.DataF
         _pairs(sorted(shared(runs).items())),
         "## Provenance\n",
         _pairs(_provenance(collected.records)) or "The records state none.\n",
-        _bullets("## Notes on the records\n", collected.problems),
+        _bullets("## Notes on the records\n", [*collected.problems, *_waiting(collected.records)]),
         "## This report again\n",
         f"```\n{shlex.join(['bnbench', 'report', *map(str, roots), '--out', str(out)])}\n```\n",
     ]
@@ -67,6 +79,11 @@ def _failures(records: Iterable[Record]) -> str:
         if r.status != "completed"
     ]
     return _bullets("", lines)
+
+
+def _waiting(records: Iterable[Record]) -> list[str]:
+    remark = data_wait_remark(records)
+    return [] if remark is None else [remark]
 
 
 def _provenance(records: Iterable[Record]) -> list[tuple[str, str]]:

@@ -1,0 +1,136 @@
+"""The claims' verdicts: for the page, as CSV, and for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from bnbench.analysis.claims import ClaimResult, Verdict
+
+NOTHING = "–"
+WIDTH = 80
+
+LEGEND = (
+    "Runs are paired by seed, all else equal. Differences are left - right, with the 95% t interval over pairs; "
+    "steps, learning rates and measures of drift are compared as ratios left / right, on a log scale. d_z is "
+    "Cohen's d of the paired differences (mean over standard deviation). p is two-sided, and corrected by Holm "
+    "over the comparisons of one claim. A comparison is supported, or not supported, where its interval leaves "
+    "out no difference and the corrected p is below 0.05, by the side it lies on; else not distinguishable, "
+    "which is not the same as equal. A claim is supported where all of its comparisons are; one on the other "
+    "side is a counterexample. Rows of context are outside the correction and have no verdict."
+)
+
+
+def section(results: Sequence[ClaimResult]) -> str:
+    """Markdown: each claim with its verdict, its comparisons and what to know about them. "" without any."""
+    if not results:
+        return ""
+    parts = ["## Claims\n", f"{LEGEND} The numbers in full: [claims.csv](claims.csv).\n"]
+    for result in results:
+        parts.append(f"### {result.claim}: {result.verdict}\n")
+        states = f"{result.states[0].upper()}{result.states[1:]}"
+        parts.append(f"{states}? {_count(result.runs)}. {result.lost}\n")
+        parts.append(_table(result.rows))
+        parts.append("".join(f"- {note}\n" for note in _remarks(result.rows)))
+    return "\n".join(part for part in parts if part)
+
+
+def _remarks(rows: Sequence[Verdict]) -> list[str]:
+    """What to know about rows, said once; with the row it is about, where it is not about all."""
+    about: dict[str, list[str]] = {}
+    for row in rows:
+        for note in filter(None, (row.missing, *row.notes)):
+            about.setdefault(note, []).append(_what(row))
+    return [
+        note if len(rows) == len(found) else f"{'; '.join(dict.fromkeys(found))}: {note}"
+        for note, found in about.items()
+    ]
+
+
+def to_csv(results: Iterable[ClaimResult]) -> str:
+    """A row for each comparison, with every field of `Verdict`; notes joined by "; "."""
+    names = [field.name for field in dataclasses.fields(Verdict)]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        for row in result.rows:
+            writer.writerow(dataclasses.asdict(row) | {"notes": "; ".join(row.notes)})
+    return out.getvalue()
+
+
+def lines(results: Iterable[ClaimResult]) -> list[str]:
+    """What a terminal shows: a claim a line, its comparisons below it."""
+    shown = []
+    for result in results:
+        shown += _wrapped(f"{result.verdict.upper()}: {result.states}", f"claim {result.claim}: ")
+        for row in result.rows:
+            numbers = f"{_effect(row)}, " if row.effect is not None else ""
+            why = f" ({row.missing})" if row.missing else ""
+            shown += _wrapped(f"{_what(row)}: {row.measure} {numbers}{row.verdict}{why}", "  ")
+    return shown
+
+
+def _wrapped(text: str, first: str) -> list[str]:
+    return textwrap.wrap(first + text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _table(rows: Sequence[Verdict]) -> str:
+    heads = ["comparison", "measure", "left", "right", "pairs", "difference or ratio", "d_z", "p (Holm)"]
+    heads.append("verdict")
+    rule = ["---", "---", *["---:"] * 6, "---"]
+    lines = [heads, rule]
+    for row in rows:
+        lines.append(
+            [
+                _what(row),
+                row.measure,
+                _number(row.left_mean),
+                _number(row.right_mean),
+                str(row.pairs),
+                _effect(row),
+                NOTHING if row.d_z is None else f"{row.d_z:.1f}",
+                _p(row),
+                row.verdict,
+            ]
+        )
+    return "".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |\n" for line in lines)
+
+
+def _what(row: Verdict) -> str:
+    setting = f" ({row.setting})" if row.setting else ""
+    return f"{row.left} against {row.right}{setting}"
+
+
+def _effect(row: Verdict) -> str:
+    if row.effect is None or row.low is None or row.high is None:
+        return NOTHING
+    if row.ratio:
+        return f"x {row.effect:.3g} [{row.low:.3g}, {row.high:.3g}]"
+    decimals = 2 if row.high - row.low < 0.4 else 1
+    numbers = [f"{_unminus(value, decimals):+.{decimals}f}" for value in (row.effect, row.low, row.high)]
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+
+def _unminus(value: float, decimals: int) -> float:
+    return round(value, decimals) + 0.0  # no -0.0
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _p(row: Verdict) -> str:
+    if row.p_holm is None or math.isnan(row.p_holm):
+        return NOTHING
+    return "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'' if runs == 1 else 's'} of evidence"
