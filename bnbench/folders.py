@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 CONFIG_NAME = "config"
+LONGEST_TEMPORARY = 72  # a socket's 107 characters, without multiprocessing's folder and file names
 
 
 def config_folder() -> Path:
@@ -30,6 +32,16 @@ def check_output(folder: str) -> None:
             if not os.access(ancestor, os.W_OK | os.X_OK):
                 raise ValueError(f"dir={folder}: {ancestor} is not writable: choose another dir=...")
             return
+
+
+def check_temporary() -> None:
+    """Raise ValueError if the sockets between ranks would have longer paths than a system allows: 107 characters."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > LONGEST_TEMPORARY:
+        raise ValueError(
+            f"temporary files go to {folder}, whose {len(os.fsencode(folder))} characters are too many for the sockets "
+            f"between ranks: at most {LONGEST_TEMPORARY}; set TMPDIR to a shorter one, such as TMPDIR=/tmp"
+        )
 
 
 def missing(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bnbench.config import RunConfig
-from bnbench.folders import CONFIG_NAME, check_output, config_folder, missing, remove_empty
+from bnbench.folders import CONFIG_NAME, check_output, check_temporary, config_folder, missing, remove_empty
 from bnbench.launch import check_world, place_given, speaks
 from bnbench.records import RECORD, Record, read_record
 from bnbench.sweep.fairness import told
@@ -75,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
         for run in plan.runs:
             check_world(place_given(), run.trainer.devices, run.trainer.num_nodes)
             check_output(run.dir)
+        if place_given() is None:
+            check_temporary()
         _announce(plan, multirun)
         made = missing(Path(request.sweep_dir))
         options = [word for word in argv if word not in arguments.overrides]

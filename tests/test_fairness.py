@@ -134,3 +134,21 @@ def test_a_report_says_what_the_sweep_said_before_it_ran(words: list[str]) -> No
         record.provenance["data"]["train_images"] = run.data.max_train
         records.append(record)
     assert reported.of(records) == planned(runs)
+
+
+def _started(weights: str, **options: Any) -> Record:
+    record = make_record(**options)
+    record.provenance["start"] = {"weights_sha256": weights, "order_sha256": "0"}
+    return record
+
+
+def test_seeds_are_paired_where_the_hashes_agree():
+    runs = [_started(f"w{seed}", norm=norm, seed=seed) for norm in ("bn", "gn") for seed in (0, 1)]
+    assert "the hashes of 4 records agree" in reported.section(runs)
+    apart = [*runs[:3], _started("another", norm="gn", seed=1)]
+    assert "Not paired: of 2 groups of runs" in reported.section(apart)
+    assert ", 1 did not start" in reported.section(apart)
+    # Another model, or another batch, may start otherwise.
+    other = [*runs, _started("other", model="resnet20"), _started("again", global_batch=32)]
+    assert "the hashes of 6 records agree" in reported.section(other)
+    assert "aired" not in reported.section([make_record(), make_record(norm="gn", nbs=None)])

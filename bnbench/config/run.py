@@ -115,7 +115,12 @@ class RunConfig:
     def span(self) -> Span:
         if self.nbs is None:
             return DEVICE
-        return span_of(self.nbs, self.per_device_batch, self.trainer.world_size, self.trainer.devices)
+        try:
+            return span_of(self.nbs, self.per_device_batch, self.trainer.world_size, self.trainer.devices)
+        except ValueError as error:
+            parts = self.recipe.accumulate
+            never = f"; recipe.accumulate={parts} makes each pass smaller, and never enlarges NBS"
+            raise ValueError(f"{error}{never if parts > 1 else ''}") from None
 
     @property
     def kind(self) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bnbench.fairness import Fairness, called, fairness
@@ -19,13 +20,39 @@ def _images(record: Record) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def section(records: Iterable[Record]) -> str:
-    """Markdown: the factors that differ besides the swept ones. "" for one cell."""
+def section(records: Sequence[Record]) -> str:
+    """Markdown: the factors that differ besides the swept ones, and whether seeds are paired. "" for one cell."""
     found = of(records)
     if not found.swept and not found.besides:
         return ""
     swept = ", ".join(map(called, found.swept)) or "nothing"
     head = f"## Fairness: what differs besides the swept factors\n\nSwept: {swept}. "
     if not found.besides:
-        return f"{head}No factor differs besides.\n"
-    return f"{head}Besides, these differ:\n\n" + "".join(f"- {difference}\n" for difference in found.besides)
+        return f"{head}No factor differs besides.\n{pairing(records)}"
+    listed = "".join(f"- {difference}\n" for difference in found.besides)
+    return f"{head}Besides, these differ:\n\n{listed}{pairing(records)}"
+
+
+def pairing(records: Sequence[Record]) -> str:
+    """Markdown: whether runs of one seed on one model, data and batch started alike, by the hashes in their records."""
+    starts: dict[str, set[str]] = {}
+    told = 0
+    for record in records:
+        start = record.provenance.get("start")
+        if start is None:
+            continue
+        told += 1
+        known = {key: record.identity.get(key) for key in ("model", "data", "global_batch", "seed")}
+        starts.setdefault(json.dumps(known, sort_keys=True), set()).add(json.dumps(start, sort_keys=True))
+    if not told:
+        return ""
+    apart = sum(len(hashes) > 1 for hashes in starts.values())
+    if apart:
+        return (
+            f"\nNot paired: of {len(starts)} groups of runs with one seed, model, data and batch, {apart} did not "
+            "start from the same weights, or saw their images in different orders (provenance.start differs).\n"
+        )
+    return (
+        "\nPaired: runs of one seed, model, data and batch started from the same convolutions, whatever their norm, "
+        f"and saw their images in the same order (the hashes of {told} records agree).\n"
+    )

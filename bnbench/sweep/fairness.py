@@ -38,5 +38,5 @@ def _images(run: RunConfig) -> int | None:
     whole = _IMAGES.get(run.data.name, run.data.train_images)
     if whole is None:
         return None
-    left = whole - (run.data.val_images or 0)
-    return left if run.data.max_train is None else min(left, run.data.max_train)
+    chosen = whole if run.data.max_train is None else min(whole, run.data.max_train)
+    return chosen - (run.data.val_images or 0)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bnbench import data
-from bnbench.config import DataConfig, RunConfig
+from bnbench.config import DataConfig, RunConfig, TrainerConfig
 from bnbench.models import build_model, logits_of
 from bnbench.norms import VirtualBatchNet, initialize_residual, place_norms, swap_norms
 from bnbench.training.module import Classifier
@@ -78,7 +78,24 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def check_device(trainer: TrainerConfig, device: torch.device) -> None:
+    """Raise ValueError for a precision or flag that this device does not have."""
+    if device.type == "cuda":
+        if trainer.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            name = torch.cuda.get_device_name(device)
+            raise ValueError(
+                f"trainer.precision=bf16: {name} has no bf16 arithmetic; set trainer.precision=fp32"
+            )
+        return
+    for flag in ("tf32", "cudnn_benchmark"):
+        if getattr(trainer, flag):
+            raise ValueError(
+                f"trainer.{flag}=true would be ignored on {device.type}: it is for GPUs; set trainer.{flag}=false"
+            )
+
+
 def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
+    check_device(config.trainer, world.device)
     splits = cache.get(config.data, world.device)
     dtype = torch.float64 if config.trainer.precision == "fp64" else torch.float32
     layout = torch.channels_last if config.trainer.channels_last else torch.contiguous_format

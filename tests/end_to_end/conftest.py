@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def shared_workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder that a module's tests share."""
     return tmp_path_factory.mktemp("workplace")
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """An empty folder with a short path, for TMPDIR: sockets go there."""
+    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:
+        yield Path(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -153,6 +154,16 @@ def test_a_file_in_the_way_of_the_output_is_named(
     (workplace / "file").write_text("precious")
     (workplace / "link").symlink_to("nowhere")
     refused(capsys, [*SMALL, f"dir={folder}"], f"dir={folder}", "in the way", "choose another dir")
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_named(workplace, monkeypatch, capsys):
+    deep = workplace / ("d" * 80)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    assert cli.main(["train", *NO_LOGGER]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(deep) in line and "at most 72" in line and "TMPDIR=/tmp" in line
+    assert not (workplace / "runs").exists()
 
 
 def test_a_file_in_the_way_of_a_run_folder_is_named(

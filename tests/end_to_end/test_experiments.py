@@ -60,7 +60,10 @@ def test_an_experiment_runs_for_two_steps(workplace: Path, name: str) -> None:
     short = ["name=short", "seed=0", "global_batch=64", "evals_per_epoch=1"]
     # The quickstart is a newcomer's first sweep: all of its cells. Of the others the first.
     cells = [] if name == "quickstart" else first_of_each(name)
-    held_out = ["data.val_images=64"] if "val_images" in EXPERIMENTS[name].read_text() else []
+    cells += ["data=digits"] if "/data: image_folder" in EXPERIMENTS[name].read_text() else []
+    held_out = (
+        ["data.max_train=208", "data.val_images=64"] if "val_images" in EXPERIMENTS[name].read_text() else []
+    )
     words = ["-m", f"experiment={name}", *cells, *TINY, *NO_LOGGER, *held_out, *short]
     asked = {job.folder.name: job for job in plan_sweep(compose_jobs(words[1:], True)).runs}
     assert train(*words) == 0
@@ -78,13 +81,13 @@ def test_an_experiment_runs_for_two_steps(workplace: Path, name: str) -> None:
             assert wanted <= record.metrics.keys(), "what the claim is judged by is in the record"
 
 
-def words_of(name: str, imagenet: Path) -> list[str]:
-    """What the command in an experiment's head gives to `bnbench train -m`, with a folder for its IMAGENET."""
+def words_of(name: str, images: Path) -> list[str]:
+    """What the command in an experiment's head gives to `bnbench train -m`, with a folder for IMAGENET or IMAGES."""
     command = shlex.split(head_of(name)["Run"])
     start = command.index("-m", command.index("bnbench.train") if "bnbench.train" in command else 0)
-    for split in ("train", "val"):
-        (imagenet / split).mkdir()
-    return [word.replace("IMAGENET", str(imagenet)) for word in command[start + 1 :]]
+    for split in ("train", "val", "test"):
+        (images / split).mkdir()
+    return [re.sub("IMAGENET|IMAGES", str(images), word) for word in command[start + 1 :]]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -133,6 +133,22 @@ def test_every_route_of_every_kind_trains_the_same_weights(kinds: Path, kind: st
     same_weights(runs[1], runs[ranks])
 
 
+def test_every_kind_on_every_world_starts_from_the_same_weights_and_order(kinds: Path, routes: Path) -> None:
+    starts = [record.provenance["start"] for folder in (kinds, routes) for record in records(folder)]
+    assert len(starts) == 3 * (len(BATCH_KINDS) + 1) + 6
+    assert all(start == starts[0] for start in starts)
+    assert set(starts[0]) == {"weights_sha256", "order_sha256"}
+
+
+def test_another_seed_starts_from_other_weights_in_another_order(workplace: Path) -> None:
+    assert train("-m", "seed=0,1", "norm=bn,none", *TINY, *NO_LOGGER, "name=seeds", "trainer.devices=1") == 0
+    starts: dict[int, set[str]] = {}
+    for record in records(workplace / "runs" / "seeds"):
+        starts.setdefault(record.identity["seed"], set()).update(record.provenance["start"].values())
+    assert [len(hashes) for hashes in starts.values()] == [2, 2], "the same for both norms"
+    assert not starts[0] & starts[1]
+
+
 @pytest.fixture(scope="module")
 def worlds(shared_workplace: Path) -> Path:
     """NBS 8 of a global batch of 48 on worlds of 1, 2 and 3 ranks, none of which divides the test set."""

@@ -77,9 +77,7 @@ def test_an_image_that_does_not_decode_ends_the_run_and_is_named(
         assert "replace or remove it" in text
 
 
-def test_ctrl_c_leaves_no_worker(workplace: Path, pictures: Path, tmp_path: Path) -> None:
-    temporary = tmp_path / "t"  # a socket's path has 107 characters at most
-    temporary.mkdir()
+def test_ctrl_c_leaves_no_worker(workplace: Path, pictures: Path, temporary: Path) -> None:
     process = start(
         [BNBENCH, "train", *WORDS, "data.workers=1", "epochs=500"], workplace, TMPDIR=str(temporary)
     )

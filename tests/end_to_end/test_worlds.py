@@ -171,9 +171,7 @@ def interrupt(process, seconds: float = PATIENCE):
     return done
 
 
-def test_ctrl_c_in_a_sweep_keeps_what_is_finished(workplace: Path, tmp_path: Path) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+def test_ctrl_c_in_a_sweep_keeps_what_is_finished(workplace: Path, temporary: Path) -> None:
     words = ("-m", *TINY, *NO_LOGGER, "data.max_train=1024", "seed=0,1,2,3", "name=i")
     process = start([BNBENCH, "train", *words], workplace, TMPDIR=str(temporary))
     deadline = time.monotonic() + 100
@@ -192,9 +190,7 @@ def test_ctrl_c_in_a_sweep_keeps_what_is_finished(workplace: Path, tmp_path: Pat
     assert {record.status for record in records(workplace / "runs")} == {"completed"}
 
 
-def test_ctrl_c_while_the_ranks_start_leaves_nothing(workplace: Path, tmp_path: Path) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+def test_ctrl_c_while_the_ranks_start_leaves_nothing(workplace: Path, temporary: Path) -> None:
     process = start([BNBENCH, "train", *TINY, *NO_LOGGER], workplace, TMPDIR=str(temporary))
     deadline = time.monotonic() + 60
     while not any("forkserver" in line for line in processes_of(process.pid)):  # it imports torch now

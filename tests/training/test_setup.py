@@ -34,6 +34,12 @@ def _case(name: str, folder: Path) -> tuple[list[str], str]:
     """The words of a mistake, and what is said about it."""
     if name == "too few images":
         return ["data.max_train=63"], "global_batch=64 is more than the 63 training images"
+    if name == "a flag of GPUs":
+        return ["trainer.tf32=true"], "trainer.tf32=true would be ignored on cpu"
+    if name == "steps that do not divide":
+        return ["data.max_train=192", "evals_per_epoch=2"], "does not divide the 3 steps of an epoch"
+    if name == "no branch to start at zero":
+        return ["recipe.zero_gamma=true", "model.residual=false"], "it has no residual branch"
     if name == "file in the way":
         config = compose_jobs(["trainer.accelerator=cpu", "logger=none"], multirun=False)[0]
         (folder / "out").mkdir()
@@ -42,7 +48,11 @@ def _case(name: str, folder: Path) -> tuple[list[str], str]:
     return ["data=cifar10", f"data.root={folder / 'cifar'}"], "data=cifar10 is not at"
 
 
-@pytest.mark.parametrize("name", ["too few images", "file in the way", "no network"])
+CASES = ("too few images", "file in the way", "no network", "a flag of GPUs", "steps that do not divide")
+CASES += ("no branch to start at zero",)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_every_rank_is_told_and_the_world_goes_on(tmp_path, monkeypatch, name):
     monkeypatch.setattr("tests.ranks.SECONDS", 20)  # ranks that wait for each other wait for ever
     words, message = _case(name, tmp_path)
