@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,123 +11,12 @@ import torch.distributed as dist
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bnbench.norms import SyncBatchNorm2d, build_norm
+from tests.norms.one_batch import KINDS, TOLERANCE, Case, assert_one_batch, on_node, on_rank
 from tests.ranks import on_ranks
 
 pytestmark = pytest.mark.norms
-TOLERANCE = 1e-12
-# Every kind whose statistics can span ranks; a schedule that corrects from the first step on.
-KINDS = {
-    "bn": {"momentum": 0.3},
-    "brn": {"momentum": 0.3, "r_max": 1.5, "d_max": 0.5, "warmup": 0, "r_end": 0, "d_end": 0},
-    "evonorm_b0": {"momentum": 0.3},
-}
-
-
-class Case(NamedTuple):
-    """One batch: `sizes` images on each rank of a group, `pixels` (H, W); each channel's own mean and deviation."""
-
-    sizes: tuple[int, ...]
-    mean: float = 0
-    std: float = 1
-    channels: int = 5
-    pixels: tuple[int, int] = (4, 3)
-    channels_last: bool = False
-    seed: int = 0
-
-
-def _data(case: Case) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Images, weights of a loss and a layer's state, the same wherever this is called."""
-    generator = torch.Generator().manual_seed(case.seed + sum(case.sizes) + 17 * len(case.sizes))
-    shape = (sum(case.sizes), case.channels, *case.pixels)
-    x = torch.randn(shape, dtype=torch.double, generator=generator)
-    # Exactly these moments: two values drawn freely may lie so close that one batch shows its own rounding.
-    var, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
-    x = (x - mean) / var.sqrt() * case.std + case.mean
-    target = torch.randn(shape, dtype=torch.double, generator=generator)
-    layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    state = {
-        key: torch.rand(case.channels, dtype=torch.double, generator=generator) + 0.5
-        for key in ("weight", "bias", "v", "running_mean", "running_var")
-    }
-    # Near the batch's, so that renormalization does not clip every channel.
-    state["running_mean"] = (state["running_mean"] - 1) * case.std + case.mean
-    state["running_var"] *= case.std**2
-    return x.contiguous(memory_format=layout), target, state
-
-
-def _layer(kind: str, case: Case, state: dict[str, torch.Tensor], **options) -> nn.Module:
-    norm = build_norm(kind, case.channels, **KINDS[kind], **options).double()
-    norm.load_state_dict(
-        {key: state.get(key, tensor).to(tensor.dtype) for key, tensor in norm.state_dict().items()}
-    )
-    return norm
-
-
-def _on_rank(world, cases, groups):
-    """This rank's share of each case, for each kind; gradients averaged by DDP, the loss scaled as that needs."""
-    rank = world.place.rank
-    made = [dist.new_group(ranks) for ranks in groups]  # every rank makes every group
-    (number,) = (i for i, ranks in enumerate(groups) if rank in ranks)
-    return _share(made[number], groups[number].index(rank), cases)
-
-
-def _on_node(world, cases, ranks):
-    """The same on the process groups that bnbench makes of consecutive ranks."""
-    world.group(ranks)
-    return _share(world.group(ranks), world.place.rank % ranks, cases)
-
-
-def _share(group, place, cases):
-    results = []
-    for kind in KINDS:
-        for case in cases:
-            x, target, state = _data(case)
-            norm = _layer(kind, case, state, process_group=group)
-            model = DistributedDataParallel(norm, process_group=group, broadcast_buffers=False)
-            mine = x.split(case.sizes)[place].clone().requires_grad_()
-            images, ranks = len(mine), len(case.sizes)
-            y = model(mine)
-            squares = ((y - target.split(case.sizes)[place]) ** 2).sum()
-            # A rank's own loss is a mean over its images; DDP averages over ranks.
-            (squares / max(images, 1) * (ranks * images / len(x))).backward()
-            gradients = {name: p.grad for name, p in norm.named_parameters()}
-            results.append((y.detach(), mine.grad / ranks, gradients, norm.state_dict()))
-    return results
-
-
-def _assert_one_batch(by_rank, cases):
-    """`by_rank` (the ranks of one group) against one rank with all the images; torch's own layer for `bn`."""
-    number = 0
-    for kind in KINDS:
-        for case in cases:
-            x, target, state = _data(case)
-            if kind == "bn":
-                norm: nn.Module = nn.BatchNorm2d(case.channels, momentum=0.3).double()
-                norm.load_state_dict({key: state.get(key, t) for key, t in norm.state_dict().items()})
-            else:
-                norm = _layer(kind, case, state)
-            x.requires_grad_()
-            y = norm(x)
-            (((y - target) ** 2).sum() / len(x)).backward()
-            parts = [results[number] for results in by_rank]
-            number += 1
-            _assert_close(torch.cat([part[0] for part in parts]), y, (kind, "output", case))
-            _assert_close(torch.cat([part[1] for part in parts]), x.grad, (kind, "input gradient", case))
-            for part in parts:
-                for name, parameter in norm.named_parameters():
-                    _assert_close(part[2][name], parameter.grad, (kind, name, case))
-                for name, tensor in norm.state_dict().items():
-                    _assert_close(part[3][name], tensor, (kind, name, case))
-
-
-def _assert_close(got, want, what):
-    """To 1e-12 of the values' scale: a deviation of 0.05 makes gradients of 15."""
-    scale = max(1.0, want.abs().max().item())
-    assert got.shape == want.shape, what
-    assert (got - want).abs().max() < TOLERANCE * scale, what
 
 
 def test_two_ranks_are_one_batch():
@@ -141,47 +29,47 @@ def test_two_ranks_are_one_batch():
         Case((4, 4)), Case((2, 6)), Case((7, 1), 8, 0.05), Case((5, 0)), Case((0, 2)), Case((3, 5), 1000),
         Case((1, 1), pixels=(1, 1)), Case((3, 1), pixels=(1, 1)), Case((2, 3), channels_last=True),
     ]  # fmt: skip
-    _assert_one_batch(on_ranks(2, _on_rank, cases, [[0, 1]]), cases)
+    assert_one_batch(on_ranks(2, on_rank, cases, [[0, 1]]), cases)
 
 
 def test_three_ranks_are_one_batch():
     cases = [Case((3, 3, 3)), Case((1, 4, 2), 2), Case((0, 3, 5)), Case((0, 0, 2)), Case((1, 2, 0), 1000)]
-    _assert_one_batch(on_ranks(3, _on_rank, cases, [[0, 1, 2]]), cases)
+    assert_one_batch(on_ranks(3, on_rank, cases, [[0, 1, 2]]), cases)
 
 
 def test_four_ranks_are_one_batch():
     cases = [Case((2, 2, 2, 2)), Case((1, 4, 0, 2), 2), Case((1, 1, 1, 5), 1000)]
-    _assert_one_batch(on_ranks(4, _on_rank, cases, [[0, 1, 2, 3]]), cases)
+    assert_one_batch(on_ranks(4, on_rank, cases, [[0, 1, 2, 3]]), cases)
 
 
 @pytest.mark.parametrize("groups", [[[0, 2], [1, 3]], [[3, 0], [1, 2]]])
 def test_groups_of_any_ranks_do_not_mix(groups):
     """Four ranks in groups of two, not consecutive, or not in order: each pair is one batch, alone."""
     cases = [Case((4, 4)), Case((2, 6), 5, 0.5), Case((0, 3))]
-    by_rank = on_ranks(4, _on_rank, cases, [sorted(ranks) for ranks in groups])
+    by_rank = on_ranks(4, on_rank, cases, [sorted(ranks) for ranks in groups])
     for ranks in groups:
-        _assert_one_batch([by_rank[rank] for rank in sorted(ranks)], cases)
+        assert_one_batch([by_rank[rank] for rank in sorted(ranks)], cases)
 
 
 def test_groups_of_unequal_size():
     cases = [Case((4, 4)), Case((1, 2))]
     by_rank = on_ranks(3, _groups_of_two_and_one, cases)
-    _assert_one_batch(by_rank[:2], cases)
+    assert_one_batch(by_rank[:2], cases)
     alone = [case._replace(sizes=(sum(case.sizes),)) for case in cases]
-    _assert_one_batch(by_rank[2:], alone)
+    assert_one_batch(by_rank[2:], alone)
 
 
 def _groups_of_two_and_one(world, cases):
     if world.place.rank == 2:
         cases = [case._replace(sizes=(sum(case.sizes),)) for case in cases]
-    return _on_rank(world, cases, [[0, 1], [2]])
+    return on_rank(world, cases, [[0, 1], [2]])
 
 
 def test_two_nodes_of_two_ranks():
     cases = [Case((4, 4)), Case((2, 6), 5, 0.5)]
-    by_rank = on_ranks(4, _on_node, cases, 2)
-    _assert_one_batch(by_rank[:2], cases)
-    _assert_one_batch(by_rank[2:], cases)
+    by_rank = on_ranks(4, on_node, cases, 2)
+    assert_one_batch(by_rank[:2], cases)
+    assert_one_batch(by_rank[2:], cases)
 
 
 def _cases(ranks: int) -> st.SearchStrategy[list[Case]]:
@@ -200,7 +88,7 @@ def _cases(ranks: int) -> st.SearchStrategy[list[Case]]:
 @given(data=st.data())
 def test_any_split_is_one_batch(ranks, data):
     cases = data.draw(_cases(ranks))
-    _assert_one_batch(on_ranks(ranks, _on_rank, cases, [list(range(ranks))]), cases)
+    assert_one_batch(on_ranks(ranks, on_rank, cases, [list(range(ranks))]), cases)
 
 
 def _statistics(world, sizes):
@@ -375,15 +263,3 @@ def test_compiled_across_ranks_with_graph_breaks():
     """The count of values over all ranks is read on the host, to refuse a count of one: a break in the graph."""
     for differences in on_ranks(2, _compiled):
         assert all(value < TOLERANCE for value in differences.values()), differences
-
-
-def test_torchs_fused_kernel_takes_what_we_give_it():
-    """The CUDA path calls it by position; a GPU machine runs it, this holds its signature."""
-    import inspect
-
-    from torch.nn.modules._functions import SyncBatchNorm as Fused
-
-    names = list(inspect.signature(Fused.forward).parameters)[1:]
-    assert names == [
-        "input", "weight", "bias", "running_mean", "running_var", "eps", "momentum", "process_group", "world_size",
-    ]  # fmt: skip
