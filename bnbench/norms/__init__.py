@@ -5,7 +5,7 @@ from .batch import BatchNorm2d, GhostBatchNorm2d
 from .channel import GroupNorm, InstanceNorm2d, LayerNorm, LayerNorm2d
 from .evonorm import EvoNormB0, EvoNormS0
 from .frn import FilterResponseNorm2d
-from .frozen import FrozenBatchNorm2d, freeze_statistics
+from .frozen import FrozenBatchNorm2d
 from .graph import UntraceableError
 from .identity import NoNorm2d
 from .placement import PlacementReport, place_norms
@@ -13,7 +13,7 @@ from .precise import precise_statistics
 from .registry import NORMS, build_norm
 from .renorm import BatchRenorm2d
 from .residual import initialize_residual, residual_branches
-from .statistics import merge_running_statistics, running_statistics, tracking_norms
+from .statistics import freeze_statistics, merge_running_statistics, running_statistics, tracking_norms
 from .swap import SwapReport, swap_norms
 from .sync import SyncBatchNorm2d
 from .virtual import VirtualBatchNet, VirtualBatchNorm2d

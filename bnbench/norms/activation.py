@@ -81,9 +81,14 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation
     return None
 
 
-def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads `node`'s output, if there is just one."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+def only_user(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+    """The one node that reads `node`'s output, if there is just one; past any nn.Identity."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if not (user.op == "call_module" and type(modules[str(user.target)]) is nn.Identity):
+            return user
+        node = user
+    return None
 
 
 def is_addition(node: fx.Node) -> bool:
@@ -96,7 +101,7 @@ def is_addition(node: fx.Node) -> bool:
 
 def follower(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
     """What reads `node`, in words for a report."""
-    user = only_user(node)
+    user = only_user(node, modules)
     if user is None:
         return f"{len(node.users)} readers" if node.users else "nothing"
     if is_addition(user):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,37 @@ class Norm(nn.Module):
                 f"{self.where}: one value per channel {among} has no variance: "
                 "use more images, larger inputs, or a norm with other statistics"
             )
+
+
+class _Dense(torch.autograd.Function):
+    """x with the strides of a new tensor, and its gradient likewise."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return dy.clone(memory_format=torch.contiguous_format)
+
+
+def one_image_densely(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A forward through torch's CPU kernel of batch normalization, which differentiates one image wrongly where its
+    strides and its gradient's are of two formats (torch 2.11 to 2.15): an image passes for contiguous in both."""
+
+    @functools.wraps(forward)
+    def densely(self: Any, input: Tensor) -> Tensor:
+        if input.is_cuda or input.dim() != 4 or input.shape[0] > getattr(self, "ghosts", 1):
+            return forward(self, input)
+        return like_input(_Dense.apply(forward(self, _Dense.apply(input))), input)
+
+    return densely
 
 
 def like_input(y: Tensor, x: Tensor) -> Tensor:

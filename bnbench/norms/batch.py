@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import Norm, like_input
+from .base import Norm, like_input, one_image_densely
 
 POLICIES = ("mean", "rank0", "sequential")
 
@@ -56,6 +56,7 @@ class BatchNorm2d(TrackingBatchNorm2d):
     Input and output (N, C, H, W). Raises ValueError for one value a channel in training.
     """
 
+    @one_image_densely
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
         if self.uses_running:
@@ -94,6 +95,7 @@ class GhostBatchNorm2d(TrackingBatchNorm2d):
         self.ghosts = ghosts
         self.statistics = statistics
 
+    @one_image_densely
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
         if self.uses_running:

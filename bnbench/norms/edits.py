@@ -17,7 +17,7 @@ FRESH_FUNCTIONS = (F.conv2d, F.linear)
 
 def activation_behind(call: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[fx.Node, Activation] | None:
     """The activation that alone reads the output of a norm's call."""
-    user = only_user(call)
+    user = only_user(call, modules)
     found = None if user is None else activation_of(user, modules)
     return None if user is None or found is None else (user, found)
 
@@ -34,9 +34,9 @@ def erase_relus(traced: Traced, paths: Collection[str]) -> list[str]:
     erased = [path for path in traced.modules if path in paths and relu_behind(traced, path)]
     for path in erased:
         for call in traced.calls(path):
-            relu = only_user(call)
+            relu = only_user(call, traced.modules)
             assert relu is not None
-            relu.replace_all_uses_with(call)
+            relu.replace_all_uses_with(relu.all_input_nodes[0])
             relu.graph.erase_node(relu)
     return erased
 
@@ -75,7 +75,7 @@ def _move(norm: fx.Node, node: fx.Node, activation: Activation, modules: Mapping
         else:
             moved = graph.node_copy(node, lambda _: source)
     norm.replace_input_with(source, moved)
-    node.replace_all_uses_with(norm)
+    node.replace_all_uses_with(node.all_input_nodes[0])
     graph.erase_node(node)
 
 

@@ -1,15 +1,14 @@
-"""Batch normalization by fixed statistics, from the start or from some step on."""
+"""Batch normalization by statistics that are fixed from the start."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Norm
-from .batch import TrackingBatchNorm2d
+from .base import Norm, one_image_densely
 
 
 class FrozenBatchNorm2d(Norm):
@@ -34,6 +33,7 @@ class FrozenBatchNorm2d(Norm):
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))
 
+    @one_image_densely
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
         return F.batch_norm(
@@ -47,14 +47,3 @@ class FrozenBatchNorm2d(Norm):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}"
-
-
-def freeze_statistics(model: nn.Module) -> None:
-    """From now on the batch norms of `model` normalize by their running statistics, in training too.
-
-    The affine part trains on: freezing it in mid-run would leave DDP waiting for its gradients. Merge the
-    ranks' statistics first (`merge_running_statistics`). Not kept in a state_dict: call it again on resuming.
-    """
-    for module in model.modules():
-        if isinstance(module, TrackingBatchNorm2d):
-            module.frozen = True

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import random
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -73,9 +77,10 @@ def original_class(model: nn.Module) -> type[nn.Module]:
 def trace(model: nn.Module) -> Traced:
     """The graphs of the forward that `model` was built with, norms and torch.nn's modules as leaves.
 
-    Raises UntraceableError with the cause: control flow that depends on data, random numbers drawn outside of
-    torch's operations on the input, attributes set or a change of grad or autocast mode inside forward (fx would
-    lose both), a hook on a container (a graph calls leaves only), a forward set on the instance.
+    Raises UntraceableError with the cause: control flow that depends on data, a question whether an input is a Tensor
+    (fx's stand-in is none), random numbers drawn outside of torch's operations on the input, attributes or
+    containers changed or a grad or autocast mode set inside forward (fx would lose both), a hook on a container (a
+    graph calls leaves only), a forward set on the instance.
 
     Every part is traced in the mode of the whole: functional dropout in a part that is in another one does as
     the whole does.
@@ -84,33 +89,20 @@ def trace(model: nn.Module) -> Traced:
     problem = _beyond_fx(model)
     if problem:
         raise UntraceableError(f"{original_class(model).__name__} cannot be traced by torch.fx: {problem}")
-    kind, attributes = (
-        type(model),
-        [
-            (module, holder, dict(holder))
-            for module in model.modules()
-            for holder in (vars(module), module._parameters, module._buffers, module._modules)
-        ],
-    )
-    numbers, own_numbers = torch.get_rng_state(), random.getstate()
+    kind, state = type(model), _State(model)
     graphs, constants, fixed = {}, {}, {}
     try:
         model.__class__ = original_class(model)
         for training in (True, False):
-            for module, _, _ in attributes:
+            for module in model.modules():
                 module.training = training
+            with _other_modes():  # a mode that forward sets to what it is now shows only there
+                _Tracer(param_shapes_constant=True).trace(model)
+            state.check()
             tracer = _Tracer(param_shapes_constant=True)
             graphs[training] = tracer.trace(model)
+            constants = state.check()
             fixed = tracer.fixed
-        constants = {key: value for key, value in vars(model).items() if CONSTANT.fullmatch(key)}
-        for module, holder, before in attributes:
-            for name, value in holder.items():
-                if name != "training" and name not in constants and before.get(name, constants) is not value:
-                    raise _NotFollowed(
-                        f"its forward sets {type(module).__name__}.{name}, which no graph does"
-                    )
-        if not torch.equal(torch.get_rng_state(), numbers) or random.getstate() != own_numbers:
-            raise _NotFollowed("its forward draws random numbers that no graph would draw again")
     except Exception as error:
         cause = str(error) if isinstance(error, _NotFollowed) else f"{type(error).__name__}: {error}"
         raise UntraceableError(
@@ -118,11 +110,7 @@ def trace(model: nn.Module) -> Traced:
         ) from error
     finally:
         model.__class__ = kind
-        for _, holder, before in attributes:
-            holder.clear()
-            holder.update(before)
-        torch.set_rng_state(numbers)
-        random.setstate(own_numbers)
+        state.restore()
     for graph in graphs.values():
         for node in graph.nodes:
             node.type = None  # an annotation is no use to generated code, and may not print as Python
@@ -131,6 +119,64 @@ def trace(model: nn.Module) -> Traced:
 
 class _NotFollowed(Exception):
     """A cause of ours, in words."""
+
+
+class _State:
+    """What a forward can change or draw from beside its input: attributes, containers, generators of numbers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._attributes = [
+            (module, holder, dict(holder))
+            for module in model.modules()
+            for holder in (vars(module), module._parameters, module._buffers, module._modules)
+        ]
+        own = set(nn.Module().__dict__)
+        values = [
+            (module, name, v)
+            for module in model.modules()
+            for name, v in vars(module).items()
+            if name not in own
+        ]
+        self._containers = [
+            (*each, each[2].copy()) for each in values if isinstance(each[2], list | dict | set)
+        ]
+        generators = [torch.default_generator, *(v for *_, v in values if isinstance(v, torch.Generator))]
+        self._generators = [(generator, generator.get_state()) for generator in generators]
+        self._python, self._numpy = random.getstate(), np.random.get_state(legacy=False)
+
+    def check(self) -> dict[str, Any]:
+        """Raise for what changed; the tensors that forward made of nothing, which fx has put on the model."""
+        constants = {key: value for key, value in vars(self._model).items() if CONSTANT.fullmatch(key)}
+        for module, holder, before in self._attributes:
+            for name, value in holder.items():
+                if name != "training" and name not in constants and before.get(name, constants) is not value:
+                    raise _NotFollowed(
+                        f"its forward sets {type(module).__name__}.{name}, which no graph does"
+                    )
+        for module, name, value, copied in self._containers:
+            now, then = ([*c.keys(), *c.values()] if isinstance(c, dict) else [*c] for c in (value, copied))
+            if list(map(id, now)) != list(map(id, then)):
+                raise _NotFollowed(f"its forward changes {type(module).__name__}.{name}, which no graph does")
+        if (
+            any(not torch.equal(generator.get_state(), was) for generator, was in self._generators)
+            or random.getstate() != self._python
+            or str(np.random.get_state(legacy=False)) != str(self._numpy)
+        ):
+            raise _NotFollowed("its forward draws random numbers that no graph would draw again")
+        return constants
+
+    def restore(self) -> None:
+        for _, holder, before in self._attributes:
+            holder.clear()
+            holder.update(before)
+        for _, _, value, copied in self._containers:
+            value.clear()
+            value.extend(copied) if isinstance(value, list) else value.update(copied)
+        for generator, was in self._generators:
+            generator.set_state(was)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
 
 
 def _beyond_fx(model: nn.Module) -> str:
@@ -146,7 +192,8 @@ def _beyond_fx(model: nn.Module) -> str:
 class _Tracer(fx.Tracer):
     def trace(self, *args: Any, **kwargs: Any) -> fx.Graph:
         self.modes = _modes()
-        return super().trace(*args, **kwargs)
+        with _no_question_of_type():
+            return super().trace(*args, **kwargs)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         forward, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -185,10 +232,53 @@ class _Tracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
 
+DEVICES = ("cpu", "cuda")
+
+
 def _modes() -> tuple[Any, ...]:
-    devices = ("cpu", "cuda")
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
-        *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices),
+        *((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in DEVICES),
     )
+
+
+@contextmanager
+def _other_modes() -> Iterator[None]:
+    """Grad and autocast as they are not now."""
+    autocast = [torch.is_autocast_enabled(device) for device in DEVICES]
+    with torch.set_grad_enabled(not torch.is_grad_enabled()):
+        for device, enabled in zip(DEVICES, autocast, strict=True):
+            torch.set_autocast_enabled(device, not enabled)
+        try:
+            yield
+        finally:
+            for device, enabled in zip(DEVICES, autocast, strict=True):
+                torch.set_autocast_enabled(device, enabled)
+
+
+# torch's own code may ask: fx hands it stand-ins on purpose. Its functions for networks may not.
+MAY_ASK = re.compile(r"torch\.(fx|_\w+|utils|overrides|nn\.parameter|nn\.modules\.module)(\.|$)")
+
+
+@contextmanager
+def _no_question_of_type() -> Iterator[None]:
+    """isinstance(x, Tensor) and torch.is_tensor(x) of a forward raise: they would say no to fx's stand-in for x."""
+    plain = builtins.isinstance
+
+    def asked(thing: Any, kinds: Any, /) -> bool:
+        if (
+            plain(thing, fx.Proxy)
+            and any(kind is Tensor for kind in (kinds if plain(kinds, tuple) else (kinds,)))
+            and not MAY_ASK.match(sys._getframe(1).f_globals.get("__name__", ""))
+        ):
+            raise _NotFollowed(
+                "its forward asks whether a value is a Tensor, and takes another branch for fx"
+            )
+        return plain(thing, kinds)
+
+    builtins.isinstance = asked
+    try:
+        yield
+    finally:
+        builtins.isinstance = plain

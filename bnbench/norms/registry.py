@@ -122,7 +122,24 @@ def build_norm(kind: str, num_features: int, **options: Any) -> nn.Module:
             and name not in options
         ):
             raise ValueError(f"norm {kind!r} needs {name}: give {name}=...")
+    if "." not in kind:
+        _check_numbers(kind, num_features=num_features, **options)
     return builder(num_features, **options)
+
+
+def _check_numbers(kind: str, **options: Any) -> None:
+    """Raise ValueError for a setting that is no number of its range; what else it must be, the layers say."""
+    for name, value in options.items():
+        if name in ("num_features", "num_groups", "ghosts"):
+            if not isinstance(value, int) or (name == "num_features" and value < 1):
+                raise ValueError(f"{kind}: {name}={value!r} must be a whole number, at least 1")
+        elif name == "momentum":
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(
+                    f"{kind}: momentum={value!r} must be a number from 0 to 1, the weight of the new batch"
+                )
+        elif name == "eps" and (not isinstance(value, int | float) or value < 0):
+            raise ValueError(f"{kind}: eps={value!r} must be a number, at least 0")
 
 
 def find_builder(kind: str) -> Callable[..., nn.Module]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import like_input
+from .base import like_input, one_image_densely
 from .batch import TrackingBatchNorm2d, as_ghosts, check_span, track
 from .sync import SpansRanks, batch_statistics, normalize
 
@@ -74,6 +74,7 @@ class BatchRenorm2d(SpansRanks, TrackingBatchNorm2d):
         )
         return 1 + r * (self.r_max - 1), d * self.d_max
 
+    @one_image_densely
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
         if self.uses_running:

@@ -3,7 +3,9 @@
 The model gets a subclass of its own class whose forward runs a generated function per mode. So state_dict keys,
 isinstance, deepcopy, hooks on leaves and torch.compile are as before, and going back is setting the class back.
 A container inside (`model.layer1`) that is called by itself still runs as it was built, and its hooks do not
-run, since a graph calls leaves only.
+run, since a graph calls leaves only; so do other methods of the model that call layers (`forward_features`).
+A graph is of the model as it was: plain attributes that forward reads, activation checkpointing and tensors that
+it makes of nothing, with their device, are what they were then.
 """
 
 from __future__ import annotations
@@ -75,6 +77,8 @@ def install(traced: Traced, how: Rewriting) -> None:
         "__doc__": how.origin.__doc__,
         "__deepcopy__": _deepcopy,
         "__reduce_ex__": _reduce,
+        "__init__": _init,
+        "__prepare_scriptable__": _refuse_script,
         "bnbench_rewriting": how,
         **traced.constants,
     }
@@ -87,20 +91,28 @@ def install(traced: Traced, how: Rewriting) -> None:
             graph.lint()
             # Only the function is kept: a GraphModule would hold this model's parameters for its copies.
             forwards[training] = type(fx.GraphModule(model, graph)).forward
-        kind.forward = _by_mode(how.origin.forward, forwards, traced.fixed)
+        kind.forward = _by_mode(how.origin.forward, forwards, traced.fixed, tuple(model._modules))
     except BaseException:
         model.__class__ = before
         raise
 
 
 def _by_mode(
-    original: Callable[..., Any], forwards: dict[bool, Callable[..., Any]], fixed: dict[str, Any]
+    original: Callable[..., Any],
+    forwards: dict[bool, Callable[..., Any]],
+    fixed: dict[str, Any],
+    children: tuple[str, ...],
 ) -> Callable[..., Any]:
     training, evaluation = forwards[True], forwards[False]
     names = list(inspect.signature(original).parameters)[1:]
     checked = [(names.index(name), name, default) for name, default in fixed.items()]
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if tuple(self._modules) != children:
+            raise ValueError(
+                f"{type(self).__name__} was rewritten with other layers than it has now, and runs with those alone: "
+                'add layers before swap_norms and place_norms, or undo them (a swap to "bn", placement "before")'
+            )
         for i, name, default in checked:
             if (args[i] if i < len(args) else kwargs.get(name, default)) is not default:
                 raise ValueError(
@@ -112,6 +124,19 @@ def _by_mode(
         return evaluation(self, *args, **kwargs)
 
     return functools.wraps(original)(forward)
+
+
+def _init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    # Another model of this class, such as a slice of a Sequential, is not the one that the graph is of.
+    self.__class__ = rewriting(self).origin
+    self.__init__(*args, **kwargs)  # type: ignore[misc]
+
+
+def _refuse_script(self: nn.Module) -> nn.Module:
+    raise ValueError(
+        f"{type(self).__name__} was rewritten, and torch.jit.script would compile the forward it was built with: "
+        "use torch.jit.trace or torch.export"
+    )
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .base import TORCHVISION_NORMS
+from .batch import TrackingBatchNorm2d
 from .frozen import FrozenBatchNorm2d
 
 # Neither the statistics of batches: fixed from the start, or those of single images.
@@ -39,6 +40,20 @@ def tracking_norms(model: nn.Module, frozen: bool = False) -> dict[str, nn.Modul
         and not isinstance(module, NOT_OF_BATCHES)
         and (frozen or not getattr(module, "frozen", False))
     }
+
+
+def freeze_statistics(model: nn.Module) -> list[str]:
+    """From now on the batch norms of `model` normalize by their running statistics, in training too.
+
+    Those are the layers of `bn`, `syncbn`, `ghost`, `brn`, `frozen` and `ws_bn`. Returns the paths of others whose
+    running statistics go on: torch's own (swap first), EvoNorm-B0, a user's. The affine part trains on: freezing it
+    in mid-run would leave DDP waiting for its gradients. Merge the ranks' statistics first
+    (`merge_running_statistics`). Kept by a swap, not in a state_dict: call it again on resuming.
+    """
+    for module in model.modules():
+        if isinstance(module, TrackingBatchNorm2d):
+            module.frozen = True
+    return list(tracking_norms(model))
 
 
 class KeptBuffers:

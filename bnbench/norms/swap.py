@@ -19,10 +19,14 @@ from .residual import ResidualInit, branches_of, carry_out, plan_residual
 from .rewrite import check_inner, rewrite, rewriting
 from .settings import BUILT_AS, settings_for, settings_of
 from .standardize import convs_by_order, convs_to_standardize
+from .sync import SyncBatchNorm2d
+from .virtual import VirtualBatchNet
 from .weight import WSConv2d, plain
 
 # What an initialized layer's weight was set to, and what it was before.
 BEFORE_INIT = "bnbench_before_init"
+# What a layer was told after it was built: by freeze_statistics, by VirtualBatchNet.
+CARRIED_STATE = ("frozen", "num_reference")
 
 
 def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
@@ -36,25 +40,32 @@ def swap_norms(model: nn.Module, kind: str, **options: Any) -> SwapReport:
     shapes agree affine parameters and running statistics (`num_batches_tracked` too, which is where `brn`'s
     schedule stands), whether parameters or buffers. What the new kind has no place for is gone, and the report
     counts it under `not_carried`: running statistics do not survive a GroupNorm, and start anew behind it.
-    `eps` and `momentum` of batch norms, `eps` and `num_groups` of GroupNorm are those that the model had last,
-    unless they are given. Where `num_groups` does not divide a layer's channels the largest divisor below it
-    is taken, and noted.
+    `eps` and `momentum` of `bn`, `syncbn`, `ghost`, `frozen` and `ws_bn`, `eps` and `num_groups` of `gn` and `ws_gn`
+    are those that the model had last, and `process_group` from one SyncBatchNorm to another, unless they are given;
+    other kinds have their own defaults. Frozen statistics stay frozen. Where `num_groups` does not divide a layer's
+    channels the largest divisor below it is taken, and noted.
 
     FRN and EvoNorm include the activation: the ReLU that alone reads such a layer's output is taken out of the
     traced graph, in both modes. Where there is none, or torch.fx cannot follow the model, the layer runs with
     `act=False`; with that option given, all do. A user's own kind says so by `includes_activation = True`, and
     by an option `act` if it can do without. A later swap to another kind brings the ReLUs back. `ws_gn`
     and `ws_bn` make every Conv2d that a norm follows a WSConv2d, and other kinds make it a Conv2d again.
-    `none` starts the residual branches as `init` says (`initialize_residual`). A placement stays as it is.
+    `none` starts the residual branches as `init` says (`initialize_residual`). A placement stays as it is. What a
+    rewritten model can no longer do is in `rewrite`'s page (`pydoc bnbench.norms.rewrite`).
 
     A swap that fails changes nothing. Raises ValueError for an unknown kind or option, a model that is a norm,
-    holds none, is compiled or wrapped for training already, or (UntraceableError) has no graph for `init`; for
-    a kind that includes the activation while the placement is `after`.
+    holds none, is compiled or wrapped for training or for Virtual BN already, or (UntraceableError) has no graph
+    for `init`; for a kind that includes the activation while the placement is `after`.
     """
     known = inspect.signature(find_builder(kind)).parameters
     defaults = {name: parameter.default for name, parameter in known.items()}
     check_rewritable(model)
     check_inner(model)
+    if kind != "vbn" and any(isinstance(module, VirtualBatchNet) for module in model.modules()):
+        raise ValueError(
+            f"swap_norms: {kind} inside VirtualBatchNet would take the reference images for a part of the batch: swap "
+            "the model inside, and leave the wrapper"
+        )
     places, skipped = norm_places(model)
     if any(place.path == "" for place in places + skipped):
         raise ValueError("swap_norms: the model is a norm itself; call build_norm instead")
@@ -123,6 +134,8 @@ def _build(
     """The layer for a place, and the group count asked and taken where they differ."""
     known = settings_of(place.module)
     options = {**settings_for(kind, known), **options}
+    if kind == "syncbn" and isinstance(place.module, nn.SyncBatchNorm | SyncBatchNorm2d):
+        options.setdefault("process_group", place.module.process_group)
     asked, groups = options.get("num_groups", defaults.get("num_groups")), None
     if isinstance(asked, int) and asked > 0 and place.num_features % asked:
         options["num_groups"] = largest_groups(place.num_features, asked)
@@ -154,6 +167,8 @@ def _note(report: SwapReport, place: Place, new: nn.Module) -> None:
         notes.append(f"act=False: {report.without_activation[place.path]}")
     if old._forward_hooks or old._forward_pre_hooks or old._backward_hooks or old._backward_pre_hooks:
         notes.append("its hooks are gone with it")
+    if getattr(old, "momentum", 0.0) is None and isinstance(mine := getattr(new, "momentum", None), float):
+        notes.append(f"its cumulative average (momentum=None) is now a moving one, momentum={mine:g}")
     swap = Swap(place.path, type(old).__name__, type(new).__name__, place.num_features, "; ".join(notes))
     report.replaced.append(swap)
     for module, sign in ((new, 1), (old, -1)):
@@ -187,6 +202,9 @@ def _carry_over(old: nn.Module, new: nn.Module, model: nn.Module, report: SwapRe
         if name not in wanted or wanted[name].shape != tensor.shape:
             report.not_carried[name] += 1
     new.train(old.training)
+    for state in CARRIED_STATE:
+        if hasattr(old, state) and hasattr(new, state):
+            setattr(new, state, getattr(old, state))
 
 
 def _plan_convs(

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Norm
+from .base import Norm, one_image_densely
 from .batch import TrackingBatchNorm2d
 
 
@@ -79,6 +79,7 @@ class SyncBatchNorm2d(SpansRanks, TrackingBatchNorm2d):
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.process_group = process_group
 
+    @one_image_densely
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
         if self.uses_running:

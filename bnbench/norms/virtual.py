@@ -71,11 +71,16 @@ class VirtualBatchNet(nn.Module):
             raise ValueError(
                 f"VirtualBatchNet: reference {tuple(reference.shape)} is not (n, C, H, W), n >= 1"
             )
+        layers = [module for module in model.modules() if isinstance(module, VirtualBatchNorm2d)]
+        if not layers:
+            raise ValueError(
+                f"VirtualBatchNet: {type(model).__name__} holds no VirtualBatchNorm2d to read the reference batch: "
+                'swap_norms(model, "vbn") first'
+            )
         self.model = model
         self.register_buffer("reference", reference)
-        for module in model.modules():
-            if isinstance(module, VirtualBatchNorm2d):
-                module.num_reference = len(reference)
+        for layer in layers:
+            layer.num_reference = len(reference)
 
     def forward(self, input: Tensor) -> Any:
         return self._strip(self.model(torch.cat([self.reference.to(input.dtype), input])))

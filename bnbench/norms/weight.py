@@ -41,5 +41,9 @@ def plain(conv: WSConv2d) -> nn.Conv2d:
 
 def _as(cls: type[Conv], conv: nn.Conv2d) -> Conv:
     new = cls.__new__(cls)
-    new.__dict__ = {k: v.copy() if isinstance(v, dict) else v for k, v in conv.__dict__.items()}
+    # Hooks are shared: a handle removes its hook from the dictionary that it was put in.
+    new.__dict__ = {
+        key: value.copy() if isinstance(value, dict) and "_hooks" not in key else value
+        for key, value in conv.__dict__.items()
+    }
     return new

@@ -24,6 +24,7 @@ from bnbench.training.optim import build_optimizer
 from bnbench.training.world import World
 
 TEST_BATCH = 500
+IN_STEPS = ("warmup", "r_end", "d_end")
 NOT_THE_LAYERS = ("batch_size", "reference_size", "family", "options")
 # What torch says of an image that a network has pooled or strided away.
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
@@ -185,6 +186,8 @@ def norm_options(config: RunConfig, world: World, total_steps: int) -> dict[str,
         options["process_group"] = world.group(span.ranks)
     if norm.in_fractions:
         options["total_steps"] = total_steps
+    else:  # a layer counts its forward passes: `accumulate` in a step
+        options |= {key: options[key] * config.recipe.accumulate for key in IN_STEPS if key in options}
     return options
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bnbench.norms import (
     UntraceableError,
     build_norm,
+    place_norms,
     swap_norms,
 )
 from tests.norms.small_nets import (
@@ -161,6 +162,21 @@ def test_counts_on_torchvisions_families(name):
     assert f"activations: {TORCHVISION[name][0]} ReLUs removed" in str(report)
     swap_norms(model, "bn")
     assert type(model) is kind
+
+
+def test_an_identity_between_norm_and_relu_hides_nothing():
+    """timm's ResNets have one there, where a DropBlock could be."""
+    for kind in ("frn", "bn"):
+        parts = [nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Identity(), nn.Identity(), nn.ReLU()]
+        model, byhand = nn.Sequential(*parts), nn.Sequential(*parts[:2])
+        report = swap_norms(model, kind)
+        if kind == "frn":
+            assert report.activations_removed == ["1"]
+            byhand[1] = model[1]
+        else:
+            assert place_norms(model, "after").moved == ["1"]
+            byhand = nn.Sequential(model[0], nn.ReLU(), model[1])
+        assert torch.equal(model(images()), byhand(images()))
 
 
 def test_both_modes_lose_their_relus():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bnbench.norms import FrozenBatchNorm2d, NoNorm2d, build_norm, freeze_statistics
+from bnbench.norms import FrozenBatchNorm2d, NoNorm2d, build_norm, freeze_statistics, swap_norms
 from tests.norms.variants import INPUTS, assert_close, randomized
 
 pytestmark = pytest.mark.norms
@@ -102,6 +102,14 @@ def test_frozen_statistics_stop_and_the_affine_part_goes_on(kind, options):
     assert "frozen" in repr(norm)
     assert copy.deepcopy(norm).frozen
     assert list(norm.state_dict()) == list(build_norm("bn", 3).state_dict())
+
+
+def test_a_swap_keeps_frozen_statistics_frozen_and_what_is_not_ours_is_named():
+    model = nn.Sequential(build_norm("bn", 3), nn.BatchNorm2d(3), build_norm("evonorm_b0", 3))
+    assert freeze_statistics(model) == ["1", "2"]
+    swap_norms(model, "ghost", ghosts=2)
+    assert [layer.frozen for layer in model] == [True, False, False]
+    assert freeze_statistics(model) == []
 
 
 def test_frozen_layers_take_what_training_could_not():

@@ -99,7 +99,7 @@ def test_any_layout_of_the_gradient_gives_the_same(variant, training):
             leaf = x.detach().requires_grad_()
             return torch.autograd.grad(norm(leaf), [leaf, *norm.parameters()], dy)
 
-        layouts = ("contiguous", "channels_last", "window", "transposed")
+        layouts = ("contiguous", "channels_last", "decoded", "window", "transposed")
         for upstream in (dy, dy[:, :, :1, :1].expand_as(dy)):
             want = gradient(x, upstream.contiguous())
             for of_x in layouts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import io
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -233,6 +235,39 @@ def remembers_inside(self, x):
     return self.inner(F.relu(self.norm(x)))
 
 
+def numpys(self, x):
+    return F.relu(self.norm(x)) * float(np.random.rand())
+
+
+def from_its_own_generator(self, x):
+    return F.relu(self.norm(x)) * torch.rand(1, generator=self.generator)
+
+
+def asks(self, x):
+    if isinstance(x, torch.Tensor):
+        x = 2 * x
+    return F.relu(self.norm(x))
+
+
+def asks_torch(self, x):
+    return F.relu(self.norm(x if torch.is_tensor(x) else x[0]))
+
+
+def appends(self, x):
+    self.seen.append(x)
+    return F.relu(self.norm(x))
+
+
+def with_gradient(self, x):
+    with torch.enable_grad():
+        return F.relu(self.norm(x))
+
+
+def never_half(self, x):
+    with torch.autocast("cpu", enabled=False):
+        return F.relu(self.norm(x.float()))
+
+
 def counts(self, x):
     self.steps += 1
     return F.relu(self.norm(x))
@@ -258,11 +293,18 @@ def variadic(self, *args, flag):
         (Untraceable.forward, "control flow"),
         (numbered, "draws random numbers"),
         (pythons, "draws random numbers"),
+        (numpys, "draws random numbers"),
+        (from_its_own_generator, "draws random numbers"),
+        (asks, "asks whether a value is a Tensor"),
+        (asks_torch, "asks whether a value is a Tensor"),
+        (appends, r"changes Applied\.seen"),
         (remembers, r"sets Applied\.last"),
         (remembers_inside, r"sets Conv2d\.seen"),
         (counts, r"sets Applied\.steps"),
         (without_gradient, "grad or autocast mode"),
         (half, "grad or autocast mode"),
+        (with_gradient, "grad or autocast mode"),
+        (never_half, "grad or autocast mode"),
         (variadic, "keyword-only"),
     ],
 )
@@ -270,14 +312,18 @@ def test_what_no_graph_can_follow_is_said_in_one_line_and_changes_nothing(forwar
     model = apply(forward, norm=nn.BatchNorm2d(3), inner=nn.Conv2d(3, 3, 1))
     model.register_buffer("steps", torch.tensor(4))
     model.inner.eval()
+    model.seen, model.generator = [3], torch.Generator()
     before = state_of(model)
     attributes = {module: dict(vars(module)) for module in model.modules()}
     numbers, own = torch.get_rng_state(), random.getstate()
+    others = str(np.random.get_state()), model.generator.get_state()
     with pytest.raises(UntraceableError, match=words) as error:
         place_norms(model, "after")
     assert str(error.value).startswith("Applied cannot be traced by torch.fx: ")
     assert "\n" not in str(error.value)
     assert torch.equal(torch.get_rng_state(), numbers) and random.getstate() == own
+    assert str(np.random.get_state()) == others[0] and torch.equal(model.generator.get_state(), others[1])
+    assert model.seen == [3] and isinstance is builtins.isinstance and torch.is_grad_enabled()
     assert {module: dict(vars(module)) for module in model.modules()} == attributes
     assert same_state(state_of(model), before) and not model.inner.training and model.training
 
@@ -293,6 +339,26 @@ def test_a_hook_on_a_container_or_a_forward_on_the_instance_is_not_lost():
         place_norms(model, "after")
     del model.forward
     assert place_norms(model, "after").moved == ["norm", "norm1"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*is deprecated")
+def test_what_a_rewritten_model_cannot_do_is_refused_rather_than_done_wrong():
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+    model = block()
+    swap_norms(model, "frn")
+    with pytest.raises(ValueError, match=r"torch\.jit\.trace"):
+        torch.jit.script(nn.Sequential(model))
+    # Another of its class is built as the class was: with its ReLU, and without a layer that is not there.
+    part, other = model[:2], type(model)(*block())
+    assert type(part) is type(other) is nn.Sequential
+    assert part(images()).min() > -9 and other(images()).min() >= 0
+    model.append(nn.Flatten())
+    with pytest.raises(ValueError, match="add layers before swap_norms"):
+        model(images())
+    swap_norms(model, "bn")
+    assert model(images()).dim() == 2
 
 
 def test_after_a_rewriting_the_state_is_the_models_own():

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.norms.variants import REFERENCES, VARIANTS, assert_close, expected, randomized
+from tests.norms.variants import REFERENCES, VARIANTS, assert_close, expected, laid_out, randomized
 
 pytestmark = pytest.mark.norms
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=str)
 
 
-def errors(variant, mean, std, training=True):
+def errors(variant, mean, std, training=True, layout="contiguous"):
     """Of an fp32 layer against the formula in fp64 on the same values, relative: by output, gradient, buffer."""
     norm = randomized(variant.build(), 5).train(training)
     with torch.no_grad():
@@ -25,7 +25,7 @@ def errors(variant, mean, std, training=True):
     dy = torch.randn(8, 4, 12, 12, generator=generator)
     plain = x.detach().double().requires_grad_()
     want, buffers, leaves = expected(variant, norm, plain)
-    x.requires_grad_()
+    x = laid_out(x, layout).requires_grad_()
     y = norm(x)
     got = [y, *torch.autograd.grad(y, [x, *norm.parameters()], dy)]
     wanted = [
@@ -42,10 +42,11 @@ def errors(variant, mean, std, training=True):
 
 
 @every_variant
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_mean_8_and_deviation_5_hundredths(variant, training):
+def test_mean_8_and_deviation_5_hundredths(variant, training, layout):
     """E[x^2] - mean^2 in one pass of fp32 is off by 1e-2 there."""
-    for name, error in errors(variant, 8, 0.05, training).items():
+    for name, error in errors(variant, 8, 0.05, training, layout).items():
         assert error < 2e-4, (name, error)
 
 

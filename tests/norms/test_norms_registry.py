@@ -33,6 +33,21 @@ def test_unknown_kinds_and_options_name_the_known():
         build_norm("gn", 4, groups=2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("bn", {"num_features": 0}), ("gn", {"num_groups": "8"}), ("ghost", {"ghosts": 1.5}),
+        ("ghost", {"ghosts": 2, "momentum": None}), ("bn", {"momentum": 2.0}), ("ln", {"eps": -1e-5}),
+        ("frn", {"eps": "1e-5"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_setting_that_is_no_number_of_its_range_is_one_line(kind, setting):
+    name, value = list(setting.items())[-1]
+    with pytest.raises(ValueError, match=rf"^{kind}: {name}={value!r} must be a "):
+        build_norm(kind, **{"num_features": 8, **setting})
+
+
 def test_groups_that_do_not_divide_are_an_error_with_the_divisors():
     with pytest.raises(
         ValueError, match=r"num_groups=8 does not divide num_features=12; choose one of 1, 2, 3, 4"

@@ -142,6 +142,11 @@ def test_a_convolution_keeps_its_hooks_both_ways():
     swap_norms(model, "bn")
     model(images())
     assert seen == ["conv1", "conv1"]
+    handle = model.conv1.register_forward_hook(lambda *_: seen.append("gone"))
+    swap_norms(model, "ws_bn")
+    handle.remove()
+    model(images())
+    assert "gone" not in seen
 
 
 def test_without_a_graph_the_order_of_modules_decides_and_the_report_says_so():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from bnbench.norms import VirtualBatchNet, VirtualBatchNorm2d, build_norm
+from bnbench.norms import VirtualBatchNet, VirtualBatchNorm2d, build_norm, swap_norms
 from tests.norms.variants import LAYOUTS, assert_close, laid_out, randomized
 
 pytestmark = pytest.mark.norms
@@ -191,6 +191,18 @@ def test_the_mixed_variance_does_not_cancel(mean):
     want = norm.double()(x.double())
     # What is left is the rounding of scale * x + shift, as in torch's BN on CPU.
     assert (y - want).abs().max() < 1e-6 * mean / 0.05 + 1e-5
+
+
+def test_a_wrapper_without_virtual_norms_inside_is_refused():
+    with pytest.raises(
+        ValueError, match=r'Sequential holds no VirtualBatchNorm2d .* swap_norms\(model, "vbn"\) first'
+    ):
+        VirtualBatchNet(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.randn(2, 3, 4, 4))
+    net = wrapped(references=2)
+    with pytest.raises(ValueError, match="would take the reference images for a part of the batch"):
+        swap_norms(net, "bn")
+    swap_norms(net, "vbn", eps=1e-3)
+    assert net(torch.randn(4, 3, 7, 7, dtype=torch.double)).isfinite().all()
 
 
 def test_layers_inside_remember_how_many_images_are_the_reference():

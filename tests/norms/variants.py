@@ -270,6 +270,9 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
         return x.contiguous()
     if layout == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
+    if layout == "decoded":  # one image as a (H, W, C) array has it, its first stride of no format
+        last = x.contiguous(memory_format=torch.channels_last)
+        return last[0][None] if n == 1 else last
     if layout == "channels":
         return x.repeat_interleave(2, 1)[:, ::2]
     if layout == "images":
@@ -282,7 +285,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x.transpose(2, 3).contiguous().transpose(2, 3)
 
 
-LAYOUTS = ("contiguous", "channels_last", "channels", "images", "window", "transposed")
+LAYOUTS = ("contiguous", "channels_last", "decoded", "channels", "images", "window", "transposed")
 
 
 @dataclass(frozen=True)

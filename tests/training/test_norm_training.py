@@ -62,6 +62,9 @@ def test_the_schedule_of_brn_is_in_fractions_or_in_steps():
             layer.num_batches_tracked.fill_(step)
             bounds.append([bound.item() for bound in layer.bounds()])
         assert bounds[0] == pytest.approx(bounds[1], rel=1e-6)
+    # A layer sees each of a step's parts.
+    parts = norm_options(_config("norm=brn", *words, "recipe.accumulate=4"), _Groups(), 400)
+    assert [parts[key] for key in ("warmup", "r_end", "d_end")] == [20, 160, 100]
 
 
 def test_only_what_needs_it_is_called_between_steps():
