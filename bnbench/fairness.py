@@ -64,14 +64,16 @@ def fairness(cells: Iterable[tuple[Flat, int | None]]) -> Fairness:
     """Of cells as flat identities without their seed, each with its number of training images, if known.
 
     A factor is swept where two cells differ in it and in nothing but what follows from it (and choices of a
-    model, norm, data set, optimizer or schedule always are); it differs besides where none do. A key that
-    only some cells have is compared among those.
+    model, norm, data set, optimizer or schedule always are); it differs besides where none do, or where one choice
+    was swept over other values of it than another. A key that only some cells have is compared among those.
     """
     facts = list({json.dumps(fact, sort_keys=True): fact for fact in map(_facts, cells)}.values())
     keys = sorted({key for fact in facts for key in fact})
     varying = [key for key in keys if len(_values(facts, key)) > 1]
     swept = [key for key in varying if key in CHOICES or _alone(facts, key, varying)]
-    besides = [_difference(facts, key, swept) for key in varying if key not in swept]
+    besides = [
+        _difference(facts, key, swept) for key in varying if key not in swept or _uneven(facts, key, swept)
+    ]
     return Fairness(tuple(swept), tuple(besides))
 
 
@@ -106,6 +108,19 @@ def _alone(facts: Sequence[Flat], key: str, varying: Sequence[str]) -> bool:
             if seen.setdefault(place, value) != value:
                 return True
     return False
+
+
+def _uneven(facts: Sequence[Flat], key: str, swept: Sequence[str]) -> bool:
+    """Whether a swept factor took other values with one choice than with another."""
+    if key in CHOICES:
+        return False
+    having = [fact for fact in facts if key in fact]
+    return any(
+        len({frozenset(_values([f for f in having if f.get(choice) == value], key)) for value in values}) > 1
+        for choice in swept
+        if choice in CHOICES and not key.startswith(choice.removesuffix("name"))
+        for values in [{fact.get(choice) for fact in having}]
+    )
 
 
 def _difference(facts: Sequence[Flat], key: str, swept: Sequence[str]) -> Difference:

@@ -31,7 +31,10 @@ MISTAKES = [  # words, what the line names
     (["optim=adamw", "optim.betas=[0.9,1]"], ["optim.betas=[0.9, 1.0]", "[0, 1)"]),
     (["schedule=step", "schedule.milestones=[30,60]"], ["fractions of training"]),
     (["schedule=step", "schedule.gamma=null"], ["schedule.gamma has no value"]),
-    (["schedule=range", "schedule.lr_end=0.1"], ["schedule.lr_end=0.1", "0.2"]),
+    (["schedule=range", "schedule.lr_end=0.1", "optim.warmup_epochs=0"], ["schedule.lr_end=0.1", "0.2"]),
+    (["schedule=range"], ["optim.warmup_epochs=1 with schedule=range", "set optim.warmup_epochs=0"]),
+    (["measure.test=true"], ["measure.test=true", "data.val_images"]),
+    (["optim=lars", "optim.lr=1", "optim.weight_decay=0"], ["optim.weight_decay=0 with optim=lars"]),
     (["recipe.ema=1"], ["recipe.ema=1", "(0, 1)"]),
     (["recipe.label_smoothing=1.0"], ["recipe.label_smoothing=1.0"]),
     (["recipe.accumulate=0"], ["recipe.accumulate=0"]),
@@ -125,6 +128,7 @@ def test_every_file_of_conf_composes(tmp_path):
         )
         words += ["norm.batch_size=2"] if path.stem == "ghost" else []
         words += ["optim.lr=1.0", "epochs=5"] if path.stem == "lars" else []
+        words += ["optim.warmup_epochs=0"] if path.stem == "range" else []
         words += ["data=synthetic", "data.image_size=299"] if group == "model" else []
         words += [f"{group}.name=bnbench.norms.anything"] if path.stem == "custom" else []
         jobs = compose_jobs(words, False)

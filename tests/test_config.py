@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from bnbench import catalog
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig, from_mapping
+from bnbench.config.data import IMAGES, _listing_digest
 from bnbench.folders import config_folder
 from bnbench.records import cell_of, digest
 
@@ -246,6 +247,29 @@ def test_a_folder_is_known_by_its_files_not_by_its_path(base, tmp_path):
     again = run("b", "test/x/2.png", "train/x/1.png")
     other = run("c", "train/x/1.png", "test/x/3.png")
     assert first.identity() == again.identity() != other.identity()
+    # What a desktop leaves behind is no image; nor does a folder have classes that it has not.
+    (tmp_path / "a/train/x/.DS_Store").touch()
+    _listing_digest.cache_clear()
+    assert run("a").identity() == first.identity()
+    with pytest.raises(ValueError, match=r"data\.num_classes=3, but data=image_folder at .* has 1 classes"):
+        _with(run("a"), data__num_classes=3)
+
+
+def test_images_are_what_torchvision_takes_for_them():
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(IMAGES) == set(IMG_EXTENSIONS)
+
+
+def test_what_a_number_of_the_record_is_asked_with_is_a_part_of_the_run(base):
+    """Else one run would answer for another target, and be compared with runs of it."""
+    target = _with(base, target_error=30.0)
+    assert target.identity() != base.identity()
+    assert target.identity() != _with(base, target_error=20.0).identity()
+    assert target.identity() != _with(target, evals_per_epoch=2).identity()
+    assert base.identity() == _with(base, evals_per_epoch=2).identity()
+    ranged = _with(base, schedule={"name": "range", "lr_end": 10.0}, optim__warmup_epochs=0.0)
+    assert ranged.identity() != _with(ranged, trainer__log_every=3).identity()
 
 
 HUGE = 2**64  # torch takes seeds below it

@@ -100,9 +100,14 @@ def test_a_setting_that_goes_with_a_norm_is_not_swept() -> None:
     found = fairness([cell(lr=0.1), cell(norm="gn", nbs=None, lr=0.2)])
     assert found.swept == ("norm.name",)
     assert besides(found)["lr"] == {"0.1": ("bn",), "0.2": ("gn",)}
-    crossed = fairness([cell(lr=0.1), cell(lr=0.2), cell(norm="gn", nbs=None, lr=0.2)])
-    assert crossed.swept == ("norm.name", "recipe.lr")
-    assert crossed.besides == ()
+    crossed = [cell(**more, lr=lr) for lr in (0.1, 0.2) for more in ({}, {"norm": "gn", "nbs": None})]
+    assert fairness(crossed).swept == ("norm.name", "recipe.lr")
+    assert fairness(crossed).besides == ()
+    # Swept for each, over rates of its own: no pair of cells differs in the norm alone.
+    for own in ((0.2,), (0.4, 0.8)):
+        uneven = fairness([*crossed[::2], *(cell(norm="gn", nbs=None, lr=lr) for lr in own)])
+        assert uneven.swept == ("norm.name", "recipe.lr")
+        assert "lr" in besides(uneven)
 
 
 @pytest.mark.parametrize("extra", [{}, {"norm_settings": {"eps": 1e-3}}])
@@ -150,5 +155,8 @@ def test_seeds_are_paired_where_the_hashes_agree():
     assert ", 1 did not start" in reported.section(apart)
     # Another model, or another batch, may start otherwise.
     other = [*runs, _started("other", model="resnet20"), _started("again", global_batch=32)]
-    assert "the hashes of 6 records agree" in reported.section(other)
+    assert "the hashes of 4 records agree" in reported.section(other)
+    # A seed of its own, or a record that does not say how it started, is paired with nothing.
+    for alone in (_started("x", norm="gn", seed=7), make_record(norm="gn", nbs=None, seed=0)):
+        assert "aired" not in reported.section([_started("w0", seed=0), alone])
     assert "aired" not in reported.section([make_record(), make_record(norm="gn", nbs=None)])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bnbench.records import flatten
+from bnbench.records import FINISHED, flatten
 
 if TYPE_CHECKING:
     import polars as pl
@@ -46,10 +46,16 @@ class Choice:
 def best_rate(trials: Trials, better: str = "lower") -> Choice:
     """The rate of the best mean over seeds; of equal means the smaller rate.
 
-    Only rates at which every seed has a number; where there are none, those with the most numbers.
+    Over the seeds that every rate was tried with (over all of them where there is none), so that a rate is not
+    chosen for its seeds. Only rates at which each of these has a number; where there are none, those with the most.
     """
-    numbers = {rate: [v for v in trials[rate].values() if v is not None] for rate in sorted(trials)}
-    seeds = {seed for by_seed in trials.values() for seed in by_seed}
+    tried_with = [set(by_seed) for by_seed in trials.values() if by_seed]
+    seeds = set.intersection(*tried_with) if tried_with else set()
+    seeds = seeds or set().union(*tried_with)
+    numbers = {
+        rate: [v for seed in sorted(seeds) if (v := trials[rate].get(seed)) is not None]
+        for rate in sorted(trials)
+    }
     most = max(map(len, numbers.values()))
     means = {rate: sum(found) / most for rate, found in numbers.items() if len(found) == most and most}
     lost = sum(len(found) < len(seeds) for found in numbers.values())
@@ -80,6 +86,8 @@ def tuned(runs: pl.DataFrame) -> list[TunedCell]:
         rate = flat.pop(LR, None)
         if not isinstance(rate, int | float) or flat.get("recipe.schedule.name") == "range":
             continue
+        if status not in FINISHED:
+            continue  # cut off or out of memory: it says nothing of its rate
         _, trials = cells.setdefault(json.dumps(flat, sort_keys=True), (flat, {}))
         trials.setdefault(rate, {})[seed] = error if status == "completed" else None
     several = [(flat, trials) for flat, trials in cells.values() if len(trials) > 1]

@@ -25,6 +25,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "synthetic": ("image_size", "num_classes", "train_images", "test_images"),
 }
 MAY: dict[str, tuple[str, ...]] = dict.fromkeys(FOLDERS, ("num_classes",))
+# torchvision's IMG_EXTENSIONS: what else lies in a class folder is no image.
+IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 OWN_MAY = ("image_size", "num_classes", "options")
 
 
@@ -94,6 +96,12 @@ class DataConfig:
                     f"data.root={self.root} has no {split}/ folder: {self.name} needs train/ and "
                     f"{self.test_folder}/, each with one folder of images per class"
                 )
+        classes = sum(entry.is_dir() for entry in os.scandir(Path(self.root) / "train"))
+        if classes and self.num_classes not in (None, classes):
+            raise ValueError(
+                f"data.num_classes={self.num_classes}, but data={self.name} at data.root={self.root} has {classes} "
+                "classes: correct it, or leave it null"
+            )
 
     @property
     def streamed(self) -> bool:
@@ -148,5 +156,6 @@ def _listing_digest(root: str, test_folder: str) -> str:
         for split in ("train", test_folder)
         for folder, _, files in os.walk(f"{root}/{split}")
         for file in files
+        if file.lower().endswith(IMAGES)
     )
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

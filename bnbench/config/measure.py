@@ -12,6 +12,7 @@ class MeasureConfig:
     __pydantic_config__ = STRICT
     statistics: bool
     generalization: bool
+    test: bool
     precise_steps: Int
     health_every: Int | None
     landscape: bool

@@ -52,6 +52,11 @@ class OptimConfig:
             raise ValueError(f"optim.betas={list(self.betas)} must both lie in [0, 1)")
         if self.nesterov and self.momentum == 0:
             raise ValueError("optim.nesterov=true needs optim.momentum above 0: set optim.nesterov=false")
+        if self.name == "lars" and not self.weight_decay:
+            raise ValueError(
+                "optim.weight_decay=0 with optim=lars: timm's Lars rescales only what decays, and would be plain SGD; "
+                "give optim.weight_decay=1e-6 or more"
+            )
         if self.name == "lars" and importlib.util.find_spec("timm") is None:
             raise ValueError("optim=lars is timm's Lars, and timm is not installed: pip install timm")
 

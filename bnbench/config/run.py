@@ -61,6 +61,16 @@ class RunConfig:
         positive("evals_per_epoch", self.evals_per_epoch)
         if self.target_error is not None and not 0 <= self.target_error <= 100:
             raise ValueError(f"target_error={self.target_error} is an error in percent: between 0 and 100")
+        if self.measure.test and self.data.val_images is None:
+            raise ValueError(
+                "measure.test=true: without data.val_images a run is validated on the test set already; hold images "
+                "out by data.val_images=..., or set measure.test=false"
+            )
+        if self.schedule.name == "range" and self.optim.warmup_epochs:
+            raise ValueError(
+                f"optim.warmup_epochs={self.optim.warmup_epochs:g} with schedule=range: the range itself starts low; "
+                "set optim.warmup_epochs=0"
+            )
         if self.schedule.name == "range" and self.schedule.lr_end is not None:
             peak = self.optim.peak_lr(self.global_batch)
             if self.schedule.lr_end <= peak:
@@ -174,8 +184,18 @@ class RunConfig:
             },
             "precision": self.trainer.precision,
             "execution": self.trainer.execution(),
+            **({"asked": asked} if (asked := self._asked()) else {}),
             "seed": self.seed,
         }
+
+    def _asked(self) -> dict[str, Any]:
+        """Settings that define a number of the record without touching training; only those that are asked for."""
+        found: dict[str, Any] = {}
+        if self.target_error is not None:  # the first evaluation that reaches it
+            found |= {"target_error": self.target_error, "evals_per_epoch": self.evals_per_epoch}
+        if self.schedule.name == "range":  # the windows whose loss tells stable from unstable
+            found["log_every"] = self.trainer.log_every
+        return found
 
     @property
     def run_name(self) -> str:

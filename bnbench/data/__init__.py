@@ -13,7 +13,7 @@ from .folder import list_image_folder, load_image_folder
 from .holdout import hold_out
 from .images import DataSplits, ImageSet
 from .loader import Normalizer, TestLoader, TrainLoader
-from .order import order_digest, reference_images
+from .order import dropout_seed, order_digest, reference_images
 from .own import load_own
 from .published import PUBLISHED, load_published
 from .streaming import StreamedTestLoader, StreamedTrainLoader
@@ -32,6 +32,7 @@ __all__ = [
     "TrainLoader",
     "WatchedLoader",
     "describe",
+    "dropout_seed",
     "load",
     "make_loaders",
     "order_digest",
@@ -45,11 +46,10 @@ def load(config: DataConfig) -> DataSplits:
     """The train and test sets, on the CPU or listed on disk. ValueError if they are not to be had as asked."""
     splits = _load(config)
     classes = splits.train.num_classes
-    if config.num_classes not in (None, classes):
-        where = "" if config.root is None else f" at data.root={config.root}"
+    if config.num_classes not in (None, classes):  # a user's own data; of folders, the configuration knows
         raise ValueError(
-            f"data.num_classes={config.num_classes}, but data={config.name}{where} has {classes} classes: "
-            "correct it, or leave it null"
+            f"data.num_classes={config.num_classes}, but data={config.name} has {classes} classes: correct it, or "
+            "leave it null"
         )
     if config.val_images is not None:
         splits = hold_out(splits, config.val_images, config.val_seed)

@@ -11,7 +11,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-ORDER, AUGMENTATION, REFERENCE = 0, 1, 2  # streams of random numbers that one seed feeds
+ORDER, AUGMENTATION, REFERENCE, DROPOUT = 0, 1, 2, 3  # streams of random numbers that one seed feeds
 
 
 def generator(seed: int, stream: int, count: int) -> torch.Generator:
@@ -27,6 +27,11 @@ def mix(seed: int, stream: int, count: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return (z ^ (z >> 31)) & (2**63 - 1)
+
+
+def dropout_seed(seed: int, rank: int) -> int:
+    """Of the random numbers that a rank's network draws in training: other ranks' images are dropped otherwise."""
+    return mix(seed, DROPOUT, rank)
 
 
 def reference_images(num_images: int, count: int, seed: int) -> Tensor:

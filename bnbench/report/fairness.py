@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bnbench.fairness import Fairness, called, fairness
-from bnbench.records import Record, cell_of, flatten
+from bnbench.records import Record, cell_of, digest, flatten
 
 
 def of(records: Iterable[Record]) -> Fairness:
@@ -34,19 +34,21 @@ def section(records: Sequence[Record]) -> str:
 
 
 def pairing(records: Sequence[Record]) -> str:
-    """Markdown: whether runs of one seed on one model, data and batch started alike, by the hashes in their records."""
-    starts: dict[str, set[str]] = {}
-    told = 0
+    """Markdown: whether runs of one seed on one model, data and batch started alike, by the hashes in their records.
+
+    "" where no two runs of different cells have a seed in common.
+    """
+    groups: dict[str, dict[str, str]] = {}  # a start of each cell
     for record in records:
         start = record.provenance.get("start")
-        if start is None:
-            continue
-        told += 1
-        known = {key: record.identity.get(key) for key in ("model", "data", "global_batch", "seed")}
-        starts.setdefault(json.dumps(known, sort_keys=True), set()).add(json.dumps(start, sort_keys=True))
-    if not told:
+        if start is not None:
+            known = {key: record.identity.get(key) for key in ("model", "data", "global_batch", "seed")}
+            cells = groups.setdefault(json.dumps(known, sort_keys=True), {})
+            cells[digest(record.identity, 64)] = json.dumps(start, sort_keys=True)
+    starts = [list(cells.values()) for cells in groups.values() if len(cells) > 1]
+    if not starts:
         return ""
-    apart = sum(len(hashes) > 1 for hashes in starts.values())
+    told, apart = sum(map(len, starts)), sum(len(set(hashes)) > 1 for hashes in starts)
     if apart:
         return (
             f"\nNot paired: of {len(starts)} groups of runs with one seed, model, data and batch, {apart} did not "

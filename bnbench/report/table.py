@@ -54,7 +54,8 @@ def heading(key: str) -> str:
 
 def nbs_words(row: Mapping[str, Any]) -> str:
     """The NBS of a cell and the span that reaches it, such as `64 (world)`."""
-    nbs, device, world = row["nbs"], row["per_device_batch"], row["global_batch"]
+    nbs, device = row["nbs"], row["per_device_batch"]
+    world = device * row["world_size"]  # of a pass: with accumulation a part of the global batch
     if nbs is None:
         return NOTHING
     if nbs <= device:

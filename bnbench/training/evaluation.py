@@ -51,6 +51,8 @@ class FinalMeasures:
       all else in evaluation mode; over `val_images_batch` images, since a partial last batch would have another
       NBS. Frozen statistics are frozen in all three.
 
+    With `measure.test` `test_error`, under the run's own policy, where the evaluation set is held out for tuning.
+
     For every run `train_eval_error` and `train_eval_loss`: in evaluation mode on training images without
     augmentation, as many as there are evaluation images, chosen alike on every machine. Their distance to the
     evaluation set's is the generalization gap.
@@ -69,6 +71,8 @@ class FinalMeasures:
         measured = Measured()
         if measure.statistics and self.config.nbs is not None:
             measured.metrics |= dict.fromkeys(STATISTICS)
+        if measure.test:
+            measured.metrics |= {"test_error": None}
         if measure.generalization:
             measured.metrics |= dict.fromkeys(GENERALIZATION)
         if done:
@@ -77,6 +81,7 @@ class FinalMeasures:
                     ("val_error_running", self._by_running),
                     ("val_error_precise", self._by_precise),
                     ("val_error_batch", self._by_batch),
+                    ("test_error", self._on_test_images),
                     ("train_eval_error", self._on_training_images),
                 ):
                     if key in measured.metrics:
@@ -126,14 +131,21 @@ class FinalMeasures:
             totals = evaluate(network, _each_anew(network, loader))
         return {"val_error_batch": _error(totals), "val_images_batch": int(totals.images)}
 
+    def _on_test_images(self) -> dict[str, float | None]:
+        with self._in_order(self.setup.splits.test) as loader:
+            return {"test_error": _error(evaluate(self._copy(), loader))}
+
     def _on_training_images(self) -> dict[str, float | None]:
         train, validation = self.setup.splits.train, self.setup.splits.validation
         chosen = train.first(min(len(train), len(validation)), "max_train")
-        streamed = isinstance(chosen, data.FileSet)
-        batch = {"batch": data.STREAMED_TEST_BATCH if streamed else TEST_BATCH, **self.place}
-        with self._loader(chosen, data.TestLoader, data.StreamedTestLoader, **batch) as loader:
+        with self._in_order(chosen) as loader:
             totals = evaluate(self._copy(), loader)
         return {"train_eval_error": _error(totals), "train_eval_loss": _finite(totals.loss, totals)}
+
+    def _in_order(self, images: Any) -> AbstractContextManager[Iterable[Batch]]:
+        """A loader of each of `images` once, as an evaluation takes them."""
+        batch = data.STREAMED_TEST_BATCH if isinstance(images, data.FileSet) else TEST_BATCH
+        return self._loader(images, data.TestLoader, data.StreamedTestLoader, batch=batch, **self.place)
 
     @contextmanager
     def _loader(

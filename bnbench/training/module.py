@@ -48,6 +48,7 @@ class Classifier(LightningModule):
         self.window = Meter()
         self.validation = Meter()
         self.validated: Totals | None = None
+        self.lr = 0.0  # of the last step: the optimizer has the next one's by then
 
     @property
     def evaluated(self) -> nn.Module:
@@ -85,6 +86,7 @@ class Classifier(LightningModule):
         self.manual_backward(loss if parts == 1 else loss / parts)
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+        self.lr = optimizer.param_groups[0]["lr"]
         optimizer.step()
         schedule.step()
         if self.average is not None:

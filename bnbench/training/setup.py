@@ -134,6 +134,8 @@ def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
     }
     if config.trainer.compile:
         model.compile()
+    # The ranks have built one network, and drop different parts of it.
+    torch.manual_seed(data.dropout_seed(config.seed, world.place.rank))
     recipe = partial(build_optimizer, config=config, steps_per_epoch=train_loader.steps)
     module = Classifier(model, recipe, config.recipe, aux_weight)
     return Setup(splits, module, norm_swap, start, train_loader, test_loader)

@@ -238,10 +238,10 @@ def test_holm_by_hand() -> None:
 
 
 def test_holm_can_take_a_verdict_back() -> None:
-    """Three comparisons are open although each one's own interval leaves out a ratio of one."""
+    """Two comparisons are open although each one's own interval leaves out a ratio of one."""
 
     def shift(level: float) -> dict[str, float]:
-        return dict.fromkeys(("input_drift", "gradient_change", "loss_range"), level)
+        return dict.fromkeys(("input_drift", "gradient_change"), level)
 
     ratios = (0.80, 0.85, 0.90)
     records = [
@@ -250,10 +250,10 @@ def test_holm_can_take_a_verdict_back() -> None:
         for settings, value in (({}, ratio), (NONE, 1.0))
     ]
     result = judged(records)
-    for row in result.rows:
+    for row in result.rows[:2]:
         assert row.high is not None and row.p is not None
         assert row.high < 1 and 0.03 < row.p < 0.05
-        assert row.p_holm == pytest.approx(3 * row.p)
+        assert row.p_holm == pytest.approx(2 * row.p)
         assert row.verdict == OPEN
 
 
@@ -265,7 +265,7 @@ def test_what_tells_no_spread_has_no_interval(differences: list[float]) -> None:
 def test_equal_differences_are_a_point_and_none_at_all_is_no_effect() -> None:
     found = paired([2.0, 2.0, 2.0])
     assert found is not None
-    assert (found.low, found.high, found.p, found.d_z) == (2.0, 2.0, 0.0, None)
+    assert (found.low, found.high, found.p, found.d_z) == (2.0, 2.0, 0.25, None)
     nothing = paired([0.0, 0.0])
     assert nothing is not None
     assert (nothing.low, nothing.high, nothing.p) == (0.0, 0.0, 1.0)
@@ -328,16 +328,36 @@ def test_a_deep_net_that_diverges_counts_as_guessing() -> None:
     }
 
 
-@pytest.mark.parametrize("claim", ["accuracy", "placement", "small_batch", "regularization"])
+@pytest.mark.parametrize("claim", ["covariate_shift", "regularization", "inference"])
 def test_elsewhere_what_diverged_is_left_out_and_counted(claim: str) -> None:
+    """Those that are left are a choice, which is no verdict, unless as many are left out on either side."""
     records = EVIDENCE[claim](20, SEEDS)
-    before = judged(records)
     records[0].status = "diverged"
     after = judged(records)
     assert {row.pairs for row in after.rows} <= {SEEDS, SEEDS - 1}
-    if claim != "accuracy":  # there the cell takes another learning rate
-        assert any("left out: 1 diverged" in row.notes for row in after.rows)
-    assert after.verdict == before.verdict == SUPPORTED
+    assert any("left out: 1 diverged" in row.notes for row in after.rows)
+    if claim == "inference":  # one network on both sides, in the first of its comparisons
+        assert after.rows[0].verdict == SUPPORTED
+    else:
+        assert after.verdict == MISSING
+        assert any(row.missing.startswith("diverged: 1 of ") for row in after.rows)
+    for record in records:
+        if record.identity["seed"] == records[0].identity["seed"]:
+            record.status = "diverged"
+    assert judged(records).verdict == SUPPORTED
+
+
+def test_survivors_alone_turn_no_verdict_against_the_side_that_trains() -> None:
+    """Three of five networks without a norm diverge, and two get lucky."""
+    records = [make_record(claim="accuracy", seed=s, error=20.0 + s / 9) for s in range(5)]
+    for seed in range(5):
+        lost: dict[str, Any] = (
+            {"status": "diverged", "error": None} if seed < 3 else {"error": 15.0 + seed / 9}
+        )
+        records.append(make_record(claim="accuracy", seed=seed, **lost, **NONE))
+    (row,) = judged(records).rows
+    assert row.pairs == 5 and row.verdict != AGAINST
+    assert any("3 none run(s): diverged" in note for note in row.notes)
 
 
 def test_range_tests_count_however_they_ended_and_only_with_a_rate() -> None:
@@ -355,7 +375,50 @@ def test_range_tests_count_however_they_ended_and_only_with_a_rate() -> None:
     assert "left out: 1 without the number" in row.notes
 
 
+def test_smallest_and_largest_are_those_of_each_setting_and_are_named() -> None:
+    """A second network swept over other sizes is a setting of its own, not evidence that vanishes."""
+    records = []
+    for model, sizes in (("resnet8", (2, 64)), ("resnet20", (4, 64))):
+        for nbs in sizes:
+            cell = error(30.0 - (nbs == 64), model, nbs)
+            for seed in range(3):
+                numbers = {"val_error_running": cell(seed)["final_val_error"], "train_eval_error": 0.0}
+                records.append(
+                    make_record(claim="regularization", model=model, nbs=nbs, seed=seed, metrics=numbers)
+                )
+    gaps = [row for row in judged(records).rows if row.verdict != "context"]
+    assert [(row.setting, row.left, row.right, row.pairs) for row in gaps] == [
+        ("resnet8, NBS 2/64", "BN, smallest NBS (2)", "BN, largest NBS (64)", 3),
+        ("resnet20, NBS 4/64", "BN, smallest NBS (4)", "BN, largest NBS (64)", 3),
+    ]
+
+
+def test_synchronized_is_the_world_of_a_pass() -> None:
+    """With accumulation that is a part of the global batch."""
+    records = []
+    for nbs, level in ((2, 20.0), (32, 15.0)):
+        for seed in range(3):
+            one = make_record(claim="small_batch", nbs=nbs, world_size=2, seed=seed, error=level + seed / 9)
+            one.identity["per_device_batch"] = 16
+            records.append(one)
+    sync = next(row for row in judged(records).rows if row.left.startswith("SyncBN"))
+    assert (sync.left, sync.pairs) == ("SyncBN (32)", 3)
+
+
 # Tuned learning rates
+
+
+def test_what_was_chosen_on_held_out_images_is_compared_on_the_test_set() -> None:
+    """BN at its best rate by the held-out images is the worse of the two on the test set."""
+    records = accuracy(20, 4)
+    for record in records:
+        bn = record.identity["norm"]["name"] == "bn"
+        record.metrics["test_error"] = (30.0 if bn else 20.0) + noise(record.identity["seed"], bn)
+        record.identity["data"]["val_images"] = 100
+    (row,) = judged(records).rows
+    assert (row.measure, row.verdict) == ("test error %", AGAINST)
+    assert row.left_mean == pytest.approx(30, abs=1)
+    assert any("the best of 3" in note for note in row.notes)
 
 
 def test_each_side_takes_its_best_rate_of_the_grid_that_both_have() -> None:

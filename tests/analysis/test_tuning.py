@@ -42,6 +42,23 @@ def test_a_rate_at_which_a_seed_diverged_cannot_win() -> None:
     assert (nothing.mean, nothing.lost) == (None, 2)
 
 
+def test_a_rate_is_not_chosen_for_its_seeds() -> None:
+    """Two more seeds at a bad rate, as of a sweep that was cut off: both are judged by those that they share."""
+    choice = best_rate({0.1: {0: 10.0, 1: 11.0, 2: 9.0}, 0.2: dict.fromkeys(range(5), 30.0)})
+    assert (choice.rate, choice.mean, choice.lost) == (0.1, 10.0, 0)
+    apart = best_rate({0.1: {0: 10.0}, 0.2: {1: 30.0}})  # no seed in common: by what there is
+    assert apart.rate == 0.1
+
+
+def test_a_run_that_was_cut_off_says_nothing_of_its_rate(tmp_path: Path) -> None:
+    records = grid({0.1: [10, 11, 12], 0.2: [8, 9, 7]}, nbs=2)
+    records[-1].status = "oom"
+    for record in records:
+        write(tmp_path, record)
+    (cell,) = tuned(collect([tmp_path]).runs)
+    assert (cell.choice.rate, cell.choice.mean, cell.choice.lost) == (0.2, 8.5, 0)
+
+
 def test_each_cell_of_a_sweep_has_its_best_rate(tmp_path: Path) -> None:
     records = grid({0.1: [10, 11], 0.2: [8, 9], 0.4: [None, 7]}, nbs=2)
     records += grid({0.1: [20, 20], 0.2: [30, 30], 0.4: [40, 40]}, norm="gn", nbs=None)

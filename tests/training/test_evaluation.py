@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import csv
 from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from bnbench.compose import compose_jobs
+from bnbench.config.optim import scheduled
 from bnbench.norms import merge_running_statistics, precise_statistics, running_statistics, tracking_norms
 from bnbench.training.callbacks import FreezeStatistics, RunningStatistics, precise_over
 from bnbench.training.evaluation import GENERALIZATION, STATISTICS, FinalMeasures, Measured
@@ -119,6 +122,19 @@ def test_the_training_images_are_as_many_and_not_augmented(alone):
         copy.deepcopy(setup.module.model).eval(), images, chosen.labels
     )
     assert found["train_eval_loss"] > 0
+
+
+def test_the_test_set_is_looked_at_only_when_asked_and_held_out_images_tune(alone):
+    words = ("trainer.devices=1", "norm=bn", "data.max_train=256", "data.val_images=64")
+    asked = _config(*words, "measure.test=true")
+    assert asked.identity() == _config(*words).identity()
+    setup = _set_up(alone, asked)
+    found = _measure(alone, asked, setup).metrics
+    images, labels = _test_set(setup)
+    assert found["test_error"] == _error(copy.deepcopy(setup.module.model).eval(), images, labels)
+    assert found["val_error_running"] != found["test_error"]
+    assert "test_error" not in _measure(alone, _config(*words), setup).metrics
+    assert _measure(alone, asked, setup, done=False).metrics["test_error"] is None
 
 
 def test_frozen_statistics_are_frozen_in_all_three(alone):
@@ -268,6 +284,17 @@ def test_precise_steps_belong_to_a_run_only_where_they_shape_it():
     assert identity("norm=bn", *looks) == identity("norm=bn"), "what only looks is not part of it"
 
 
+def test_ranks_build_one_network_and_drop_other_parts_of_it(two):
+    weights, dropped = zip(*two.call(_first_draws), strict=True)
+    assert torch.equal(*weights)
+    assert not torch.equal(*dropped)
+
+
+def _first_draws(world):
+    setup = _set_up(world, _config("model.dropout=0.5"), steps=0)
+    return setup.module.model.conv1.weight.detach(), F.dropout(torch.ones(64), 0.5)
+
+
 def test_bad_intervals_are_a_line():
     for key in ("precise_steps", "health_every", "landscape_every"):
         with pytest.raises(ValueError, match=rf"^measure\.{key}=0 must be .*above 0$"):
@@ -275,6 +302,21 @@ def test_bad_intervals_are_a_line():
 
 
 # Training is what it is
+
+
+def test_a_row_has_the_rate_that_its_last_step_was_taken_with(two, tmp_path):
+    """Not the next one's: a cosine's last step has a rate above zero."""
+    from bnbench.records import EPOCHS
+
+    two.call(_train, str(tmp_path), "measure=none", "epochs=2", "trainer.precision=fp32")
+    (path,) = tmp_path.glob(f"*/{EPOCHS}")
+    with path.open() as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    (config,) = compose_jobs([*WORDS, "epochs=2", "optim.warmup_epochs=0"])
+    steps = config.data.max_train // config.global_batch
+    want = [scheduled(config.schedule, n * steps - 1, 0, 2 * steps, 1.0) * config.optim.lr for n in (1, 2)]
+    assert rates == pytest.approx(want)
+    assert rates[-1] > 0
 
 
 def _train(world, folder: str, *words: str):

@@ -279,8 +279,11 @@ def test_the_series_is_on_disk_and_its_medians_are_of_the_second_half(tmp_path):
     assert rows[0] == {"step": "0", "signal": "drift", "place": "a", "value": "9"}
     assert len(rows) == 15
     assert series.medians() == {"drift": {"a": 2.0, "b": 10.0}, "gap": {"model": 2.0}}
-    assert series.typical("gap") == 5.5  # of 9, 8, 1 and 3
+    assert series.typical("gap") == 8.0  # of 9, 8, 1, 3, and one that is no number: more than any
     assert series.typical("nothing") is None
+    for step in range(4):
+        series.add(trainer, 5 + step, {"gap": {"model": math.inf}})
+    assert series.typical("gap") is None  # most were infinite
     assert points[0] == (
         0,
         {"health/drift/a": 9.0, "health/drift/b": 10.0, "health/drift": 9.5, "health/gap": 9.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from types import SimpleNamespace
@@ -111,13 +112,28 @@ def test_a_longer_reference_begins_with_a_shorter_one_and_a_seed_has_its_own():
 # Statistics that freeze
 
 
+class _Averaged(nn.Module):
+    """A module whose moving average is no part of it, as Classifier's."""
+
+    def __init__(self, model: nn.Module, average: nn.Module) -> None:
+        super().__init__()
+        self.model, self._average = model, (average,)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self._average[0]
+
+
 def test_statistics_freeze_at_their_step_and_the_affine_part_does_not():
     model = nn.Sequential(build_norm("frozen", 3, after=0.5))
     (norm,) = model
+    average = copy.deepcopy(model)
+    module = _Averaged(model, average)
     callback = FreezeStatistics(0.5, 7, "mean")
     seen = []
     for step in range(7):
-        callback.on_train_batch_start(SimpleNamespace(global_step=step), model, None, step)
+        callback.on_train_batch_start(SimpleNamespace(global_step=step), module, None, step)
+        assert norm.frozen == average[0].frozen == (step >= 4)
         model(torch.randn(4, 3, 5, 5) + step).square().mean().backward()
         seen.append(norm.running_mean.clone())
     assert callback.first == 4
@@ -190,12 +206,13 @@ def test_auxiliary_heads_add_their_weighted_loss_and_no_error():
     model = _Heads()
     plain = RecipeConfig(label_smoothing=0.0, zero_gamma=False, ema=None, accumulate=1, clip_norm=None)
     module = _Manual(model, lambda _: None, plain, aux_weight=0.3)
-    nothing = SimpleNamespace(zero_grad=lambda: None, step=lambda: None)
+    nothing = SimpleNamespace(zero_grad=lambda: None, step=lambda: None, param_groups=[{"lr": 0.25}])
     module._stepped = (nothing, nothing)
     images, labels = torch.randn(8, 4), torch.randint(3, (8,))
     module.training_step((images, labels), 0)
     main, aux = (head(images) for head in model.heads)
     want = F.cross_entropy(main, labels) + 0.3 * F.cross_entropy(aux, labels)
+    assert module.lr == 0.25
     totals = module.window.drain()
     assert totals.loss == pytest.approx(want.item(), rel=1e-6)
     assert totals.error == pytest.approx(100 * (main.argmax(1) != labels).double().mean().item())

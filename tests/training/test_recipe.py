@@ -67,6 +67,14 @@ def test_groups_hold_each_parameter_once_and_split_by_type(name, decay_norm):
     assert {group["weight_decay"] for group in groups} == ({5e-4} if decay_norm else {5e-4, 0.0})
 
 
+def test_biases_neither_decay_nor_are_rescaled_where_they_are_asked_not_to():
+    model = _resnet("bn")
+    groups = parameter_groups(model, 5e-4, False, decay_bias=False)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(p) for p in model.parameters() if p.dim() > 1}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
 def test_a_model_without_norms_has_no_empty_group():
     (group,) = parameter_groups(nn.Linear(2, 3), 0.1, False)
     assert len(group["params"]) == 2
@@ -177,7 +185,8 @@ def test_lars_rescales_what_decays_and_leaves_norms_alone():
 
     small, large = moves(10.0), moves(1000.0)
     assert large["conv1.weight"] == pytest.approx(small["conv1.weight"], rel=1e-2)
-    assert large["norm1.weight"] == pytest.approx(100 * small["norm1.weight"], rel=1e-4)
+    for unscaled in ("norm1.weight", "norm1.bias", "fc.bias"):
+        assert large[unscaled] == pytest.approx(100 * small[unscaled], rel=1e-4)
 
 
 # Meter

@@ -12,7 +12,7 @@ from bnbench.records import Record
 
 from .measures import MEASURES, Measure, Run
 from .pairs import Instance, Key, depth, instances, select, settings, tune
-from .table import TABLE, Comparison, Side
+from .table import RELATIVE, TABLE, Comparison, Side
 from .verdict import AGAINST, CONTEXT, MISSING, OPEN, SUPPORTED, Verdict, decide, holm, paired
 
 FEWEST = 2  # pairs; with two an interval is wide, and only a large effect leaves zero out
@@ -70,7 +70,7 @@ def _decided(row: Verdict, p_holm: float) -> str:
 def _compare(
     claim: str, comparison: Comparison, runs: Sequence[Run], seen: set[frozenset[tuple[str, str]]]
 ) -> list[Verdict]:
-    left, right = (select(side, runs) for side in (comparison.left, comparison.right))
+    left, right = (select(side, runs, comparison.varies) for side in (comparison.left, comparison.right))
     blank = _blank(claim, comparison)
     if not left or not right:
         side = comparison.right if left else comparison.left
@@ -78,6 +78,11 @@ def _compare(
     said: dict[tuple[Key, Key], list[str]] = {}
     if comparison.tuned:
         left, right, said = tune(left, right, comparison)
+        if comparison.reported and any(
+            run.number(MEASURES[comparison.reported].key) is not None for run in left + right
+        ):
+            comparison = _measured_by(comparison, comparison.reported)
+            blank = _blank(claim, comparison)
     found = instances(comparison, left, right)
     if not found:
         what = "the smallest and largest NBS are one" if left == right else "no two runs agree in all else"
@@ -100,6 +105,11 @@ def _compare(
         )
         rows.append(row if decides else dataclasses.replace(row, verdict=CONTEXT))
     return rows
+
+
+def _measured_by(comparison: Comparison, measure: str) -> Comparison:
+    left, right = (dataclasses.replace(side, measure=measure) for side in (comparison.left, comparison.right))
+    return dataclasses.replace(comparison, left=left, right=right)
 
 
 def _measures(comparison: Comparison) -> tuple[str, str]:
@@ -135,9 +145,17 @@ def _row(blank: Verdict, comparison: Comparison, instance: Instance, notes: Sequ
     notes = [*notes, *_left_out(instance), *_limits(comparison, instance)]
     to, back = (math.log, math.exp) if ratio else (float, float)
     row = dataclasses.replace(blank, pairs=len(pairs), notes=tuple(notes))
+    labels = [
+        _label(side, run)
+        for side, run in zip((comparison.left, comparison.right), instance.runs, strict=False)
+    ]
+    row = dataclasses.replace(row, left=labels[0], right=labels[1])
     if pairs:
         means = [back(math.fsum(to(pair[side]) for pair in pairs) / len(pairs)) for side in (0, 1)]
         row = dataclasses.replace(row, left_mean=means[0], right_mean=means[1])
+    if instance.diverged[0] != instance.diverged[1]:
+        numbers = " and ".join(f"{n} of {label}" for n, label in zip(instance.diverged, labels, strict=True))
+        return dataclasses.replace(row, missing=f"diverged: {numbers}; the rest are a choice")
     found = paired([to(one) - to(other) for one, other in pairs])
     if found is None:
         have = f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'} of runs that share a seed"
@@ -152,6 +170,11 @@ def _row(blank: Verdict, comparison: Comparison, instance: Instance, notes: Sequ
         p=found.p,
         verdict=OPEN,
     )
+
+
+def _label(side: Side, run: Run) -> str:
+    """The side, with the NBS that it came to."""
+    return f"{side.label} ({run.flat.get('nbs')})" if side.where.get("nbs") in RELATIVE else side.label
 
 
 def _left_out(instance: Instance) -> list[str]:

@@ -12,7 +12,7 @@ from bnbench.records import FINISHED, Record, flatten
 
 @dataclass(frozen=True)
 class Run:
-    """A record as comparisons see it: flat identity without its seed, and the seed."""
+    """A record as comparisons see it: what it must agree in to be compared, flat and without its seed; and the seed."""
 
     record: Record
     flat: Mapping[str, Any]
@@ -21,6 +21,11 @@ class Run:
     @classmethod
     def of(cls, record: Record) -> Run:
         flat = flatten(record.identity)
+        measure = record.config.get("measure")
+        if isinstance(measure, Mapping) and measure.get(
+            "landscape"
+        ):  # drift is that since the last measurement
+            flat["measure.landscape_every"] = measure.get("landscape_every")
         return cls(record, flat, flat.pop("seed"))
 
     def number(self, key: str) -> float | None:
@@ -82,6 +87,8 @@ _POINTS = "points"  # of percent
 MEASURES: dict[str, Measure] = {
     "val_error": Measure("validation error %", "final_val_error", unit=_POINTS),
     "attempt_error": Measure("validation error %", "final_val_error", unit=_POINTS, worst=chance_error),
+    # Of a run whose learning rate was chosen on held-out images, on images that nothing was chosen on.
+    "attempt_test_error": Measure("test error %", "test_error", unit=_POINTS, worst=chance_error),
     "train_eval_error": Measure("training error %", "train_eval_error", unit=_POINTS),
     # Both of the final network, where `final_val_error` may be a median over epochs.
     "gap": Measure("validation - training error", "val_error_running", "train_eval_error", _POINTS),

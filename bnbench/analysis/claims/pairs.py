@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bnbench.analysis.tuning import LR, best_rate
+from bnbench.records import FINISHED
 
 from .measures import MEASURES, Run
-from .table import DEVICE, LARGEST, SMALLEST, WORLD, Comparison, Side
+from .table import DEVICE, SMALLEST, WORLD, Comparison, Side
 
 Key = tuple[tuple[str, str], ...]
 
@@ -22,22 +24,35 @@ class Instance:
     context: Key
     own: tuple[Key, Key]  # what sets each side apart, beyond what its label says
     pairs: list[tuple[float, float]] = field(default_factory=list)
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)  # runs without a number, by why
+    diverged: list[int] = field(default_factory=lambda: [0, 0])  # of those, on either side
     runs: list[Run] = field(default_factory=list)
 
 
-def select(side: Side, runs: Iterable[Run]) -> list[Run]:
-    """The runs of one side. SMALLEST and LARGEST are meant among those that its other keys select."""
+def select(side: Side, runs: Iterable[Run], varies: Sequence[str]) -> list[Run]:
+    """The runs of one side. SMALLEST and LARGEST are meant among those that its other keys select, and that agree in
+    all that `varies` does not name."""
     nbs = side.where.get("nbs")
     chosen = [run for run in runs if all(run.flat.get(k) == v for k, v in side.where.items() if k != "nbs")]
-    sizes = sorted({run.flat["nbs"] for run in chosen if run.flat.get("nbs") is not None})
+    if nbs is None:
+        return chosen
+    chosen = [run for run in chosen if run.flat.get("nbs") is not None]
     if nbs in (DEVICE, WORLD):
-        batch = "per_device_batch" if nbs == DEVICE else "global_batch"
-        return [run for run in chosen if run.flat.get("nbs") == run.flat.get(batch)]
-    if nbs in (SMALLEST, LARGEST):
-        wanted = sizes[0 if nbs == SMALLEST else -1] if sizes else None
-        return [run for run in chosen if run.flat.get("nbs") == wanted]
-    return chosen
+        return [run for run in chosen if run.flat["nbs"] == run.flat["per_device_batch"] * _ranks(run, nbs)]
+    by_context: dict[Key, list[Run]] = {}
+    for run in chosen:
+        by_context.setdefault(_key(run, (*varies, "nbs"), inside=False), []).append(run)
+    most = min if nbs == SMALLEST else max
+    return [
+        run
+        for alike in by_context.values()
+        for run in alike
+        if run.flat["nbs"] == most(other.flat["nbs"] for other in alike)
+    ]
+
+
+def _ranks(run: Run, nbs: str) -> int:
+    return run.flat["world_size"] if nbs == WORLD else 1
 
 
 def instances(comparison: Comparison, left: Sequence[Run], right: Sequence[Run]) -> list[Instance]:
@@ -60,11 +75,12 @@ def instances(comparison: Comparison, left: Sequence[Run], right: Sequence[Run])
             if values[0] is not None and values[1] is not None:
                 instance.pairs.append((values[0], values[1]))
                 continue
-            for run, value in {id(r): (r, v) for r, v in zip((one, other), values, strict=True)}.values():
-                if value is None:
-                    status = run.record.status
-                    why = "without the number" if status == "completed" else status
-                    instance.left_out[why] = instance.left_out.get(why, 0) + 1
+            without = [run for run, value in zip((one, other), values, strict=True) if value is None]
+            for run in {id(run): run for run in without}.values():  # one network may be both sides
+                status = run.record.status
+                instance.left_out["without the number" if status == "completed" else status] += 1
+            for side, run in enumerate((one, other)):
+                instance.diverged[side] += run in without and run.record.status == "diverged"
     return list(found.values())
 
 
@@ -139,8 +155,10 @@ def tune(
                 continue
             trials: dict[float, dict[int, float | None]] = {rate: {} for rate in shared}
             for run in runs:
-                if run.flat[LR] in shared:
-                    trials[run.flat[LR]][run.seed] = measure(run)
+                # One that was cut off or ran out of memory says nothing of its rate; one that diverged rules it out.
+                if run.flat[LR] in shared and run.record.status in FINISHED:
+                    done = run.record.status == "completed"
+                    trials[run.flat[LR]][run.seed] = measure(run) if done else None
             choice = best_rate(trials, comparison.better)
             said = [f"{side.label}: {choice}"]
             if shared < rates:

@@ -57,7 +57,11 @@ class Paired:
 
 
 def paired(differences: Sequence[float]) -> Paired | None:
-    """None with fewer than two, or with two that are equal: nothing says how far they would spread."""
+    """None with fewer than two, or with two that are equal: nothing says how far they would spread.
+
+    Where all are equal and not 0, as counted steps may be, a normal distribution says nothing either: p is then that
+    of a sign-flip test, 2^(1 - n), and the interval that one value.
+    """
     from scipy.special import stdtr, stdtrit
 
     n = len(differences)
@@ -68,8 +72,7 @@ def paired(differences: Sequence[float]) -> Paired | None:
     if sd <= 1e-12 * max(1e-300, *map(abs, differences)):
         if mean == 0:
             return Paired(0.0, 0.0, 0.0, None, 1.0)
-        # Counted steps, or errors of runs that all failed, can be equal; three of them are no accident.
-        return Paired(mean, mean, mean, None, 0.0) if n > 2 else None
+        return Paired(mean, mean, mean, None, 2.0 ** (1 - n)) if n > 2 else None
     error = sd / math.sqrt(n)
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
     p = 2 * float(stdtr(n - 1, -abs(mean) / error))

@@ -50,7 +50,7 @@ class TrainingCurve(Callback):
         last_step, last_time = self._since
         rate = (step - last_step) * self.global_batch / (now - last_time)
         self._since = (step, now)
-        lr = trainer.optimizers[0].param_groups[0]["lr"]
+        lr = pl_module.lr
         self.points.append((step, lr, totals.loss))
         if not math.isfinite(totals.loss):
             self.diverged_at = step

@@ -64,7 +64,7 @@ class History(Callback):
         row = Evaluation(
             epoch=trainer.current_epoch,
             step=trainer.global_step,
-            lr=trainer.optimizers[0].param_groups[0]["lr"],
+            lr=pl_module.lr,
             train_loss=train.loss,
             train_error=train.error,
             val_loss=validated.loss,

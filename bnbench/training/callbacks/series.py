@@ -60,9 +60,13 @@ class Series:
         }
 
     def typical(self, signal: str) -> float | None:
-        """The median over all measurements of the median over places; None if there is no number."""
+        """The median over all measurements of the median over places; None if there is no number, or no finite one.
+
+        What is no number counts as infinite: an explosion must not leave the median of those without one.
+        """
         at: dict[int, list[float]] = defaultdict(list)
         for step, name, _, value in self.rows:
-            if name == signal and math.isfinite(value):
-                at[step].append(value)
-        return statistics.median(map(statistics.median, at.values())) if at else None
+            if name == signal:
+                at[step].append(math.inf if math.isnan(value) else value)
+        found = statistics.median(map(statistics.median, at.values())) if at else math.inf
+        return found if math.isfinite(found) else None

@@ -97,6 +97,7 @@ class FreezeStatistics(Callback):
                 with trainer.precision_plugin.forward_context():
                     self.precise(_network(pl_module, "model"))
             freeze_statistics(pl_module)
+            freeze_statistics(_network(pl_module, "evaluated"))  # a moving average is no part of the module
 
 
 def load_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:
