@@ -336,7 +336,7 @@ INITS = ("none", "zero_gamma", "fixup")
 FAMILIES = ("batch", "channel")
 LR_RULES = ("none", "linear", "sqrt")
 PRECISIONS = ("fp32", "bf16", "fp64")
-AUGMENTATIONS = ("none", "crop", "crop_flip")
+AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 STREAMED_AUGMENTATIONS = ("none", "resized_crop_flip")
 ACCELERATORS = ("auto", "cpu", "gpu")
 

@@ -299,7 +299,7 @@ BAD = [  # key, value, what the message says besides both
     ("norm.num_groups", 0, "above 0"),
     ("norm.placement", "behind", "before, after"),
     ("data.name", "mnist", "digits, image_folder, cifar10"),
-    ("data.augment", "flip", "none, crop, crop_flip"),
+    ("data.augment", "flips", "none, flip, crop, crop_flip"),
     ("data.max_train", 0, "above 0"),
     ("data.max_test", -5, "above 0"),
     ("data.std", [0.2, 0, 0.2], "positive"),

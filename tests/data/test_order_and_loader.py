@@ -160,6 +160,13 @@ def test_without_augmentation_images_are_themselves():
     assert torch.equal(out, images)
 
 
+def test_half_of_the_images_are_flipped():
+    images, out = _augmented("flip", 3000)
+    flipped = (out == images.flip(-1)).flatten(1).all(1)
+    assert (flipped | (out == images).flatten(1).all(1)).all()
+    assert 0.45 < flipped.double().mean().item() < 0.55
+
+
 @pytest.mark.parametrize("kind", ["crop", "crop_flip"])
 def test_every_crop_is_a_window_of_the_padded_image_and_every_window_comes(kind):
     images, out = _augmented(kind, 3000)

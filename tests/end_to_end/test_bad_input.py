@@ -48,7 +48,7 @@ CONFIG_MISTAKES = {
     "unknown choice": (["norm=bnn"], ["unknown norm 'bnn'", "known: bn, brn, ", "did you mean bn?"]),
     "unknown model": (["model=resnet9"], ["unknown model 'resnet9'", "resnet8", "resnet56"]),
     "unknown experiment": (["experiment=quick"], ["'quick'", "did you mean quickstart?"]),
-    "unknown value": (["data.augment=flip"], ["data.augment", "'flip'", "known: none, crop, crop_flip"]),
+    "unknown value": (["data.augment=flips"], ["data.augment", "'flips'", "known: none, flip, crop, crop_flip"]),
     "unknown precision": (["trainer.precision=fp16"], ["'fp16'", "fp32, bf16, fp64"]),
     "key that nothing reads": (["+optim.nestrov=true"], ["optim.nestrov", "remove it"]),
     "word for a number": (["epochs=many"], ["epochs='many'", "integer"]),
