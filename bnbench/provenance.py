@@ -40,8 +40,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+# From the repository's root; untracked files there are code too.
+WHAT_RUNS = (":/bnbench", ":/conf", ":/hydra_plugins", ":/pyproject.toml")
+
+
 def git_state(folder: Path) -> dict[str, Any]:
-    """The commit of the code and whether files differ from it; nulls outside a checkout."""
+    """The commit of the code, and whether what runs differs from it: a log beside it does not. Nulls outside a checkout."""
 
     def git(*words: str) -> str | None:
         try:
@@ -55,7 +59,7 @@ def git_state(folder: Path) -> dict[str, Any]:
     # A wheel inside somebody's repository is not that repository's code.
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "dirty": None}
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *WHAT_RUNS))}
 
 
 def cpu_model() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ STYLE: Any = {
 }
 PANEL = (4.6, 3.3)  # inches
 MOST_COLUMNS = 3
+TITLE = 54  # characters of a line that fit over a panel
 LOST = "no run completed"
 
 Row = dict[str, Any]
@@ -57,7 +59,8 @@ def error_against_nbs(runs: pl.DataFrame, cells: pl.DataFrame) -> tuple[bytes, b
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc does not change a report
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(PANEL[0] * columns + 0.4, PANEL[1] * rows + 0.6), layout="constrained")
+        height = PANEL[1] + 0.15 * max(len(title) // TITLE for title in panels)
+        figure = Figure(figsize=(PANEL[0] * columns + 0.4, height * rows + 0.6), layout="constrained")
         FigureCanvasAgg(figure)
         same_scale = cells.select("model", "data").n_unique() == 1
         grid = figure.subplots(rows, columns, squeeze=False, sharey=same_scale)
@@ -67,7 +70,7 @@ def error_against_nbs(runs: pl.DataFrame, cells: pl.DataFrame) -> tuple[bytes, b
                 continue
             title = list(panels)[index]
             _draw(axes, panels[title], lines, points, cells)
-            axes.set_title(title, loc="left", pad=9)
+            axes.set_title(textwrap.fill(title, TITLE), loc="left", pad=9)
             if index % columns == 0:
                 axes.set_ylabel("validation error (%)")
         figure.suptitle(_title(cells), x=0.01, ha="left", fontsize=10)
@@ -95,7 +98,7 @@ def _panels(cells: pl.DataFrame) -> dict[str, list[Row]]:
     outer = [key for key in factors(cells) if key != "data" and not key.startswith("norm.")]
     panels: dict[str, list[Row]] = {}
     for row in cells.iter_rows(named=True):
-        settings = [f"{heading(key)} {row[key]}" for key in outer]
+        settings = [f"{heading(key)} {row[key]}" for key in outer if row[key] is not None]
         panels.setdefault(", ".join([f"{row['model']} on {row['data']}", *settings]), []).append(row)
     return panels
 
