@@ -45,7 +45,7 @@ WHAT_RUNS = (":/bnbench", ":/conf", ":/hydra_plugins", ":/pyproject.toml")
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """The commit of the code, and whether what runs differs from it: a log beside it does not. Nulls outside a checkout."""
+    """The commit of the code, and whether what runs differs from it (a log beside it is none); nulls elsewhere."""
 
     def git(*words: str) -> str | None:
         try:
