@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bnbench.records import read_record
-from tests.end_to_end.commands import BNBENCH, NO_LOGGER, finish, records, run, start
+from tests.end_to_end.commands import BNBENCH, NO_LOGGER, finish, records, start, train
 
 pytestmark = pytest.mark.end_to_end
 # Windows of two steps, 16 steps an epoch; seconds of training.
@@ -26,8 +26,12 @@ def _weights(folder: Path) -> dict[int, Any]:
 
 @pytest.fixture(scope="module")
 def undisturbed(shared_workplace: Path) -> dict[int, Any]:
-    done = run([BNBENCH, "train", "-m", *RUN, "seed=0,1", "name=whole"], shared_workplace)
-    assert done.returncode == 0, done.stderr
+    before = Path.cwd()
+    os.chdir(shared_workplace)
+    try:
+        assert train("-m", *RUN, "seed=0,1", "name=whole") == 0
+    finally:
+        os.chdir(before)
     return _weights(shared_workplace / "runs")
 
 
@@ -42,14 +46,13 @@ def _when_training(folder: Path, what: str = "epochs.csv") -> Path:
     raise AssertionError(f"no {what} after {PATIENCE} s")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_asked_to_stop_it_makes_a_checkpoint_and_the_same_command_goes_on(
-    workplace: Path, undisturbed: dict[int, Any], number: signal.Signals
+    workplace: Path, undisturbed: dict[int, Any]
 ) -> None:
-    command = [BNBENCH, "train", "-m", *RUN, "seed=0,1", "name=left"]
-    process = start(command, workplace)
+    words = ("-m", *RUN, "seed=0,1", "name=left")
+    process = start([BNBENCH, "train", *words], workplace)
     folder = _when_training(workplace / "runs")
-    os.killpg(process.pid, number)  # the starter, its ranks and their server: what a scheduler does
+    os.killpg(process.pid, signal.SIGTERM)  # the starter, its ranks and their server: what a scheduler does
     done = finish(process)
     assert done.returncode == 143, done.stderr
     assert "Stopped with 2 run(s) to go: the same command goes on with them." in done.stdout
@@ -57,8 +60,7 @@ def test_asked_to_stop_it_makes_a_checkpoint_and_the_same_command_goes_on(
     record = read_record(folder / "record.json")
     assert record.status == "preempted"
     assert list((folder / "checkpoints").iterdir())
-    again = run(command, workplace)
-    assert again.returncode == 0, again.stderr
+    assert train(*words) == 0
     assert _weights(workplace / "runs") == undisturbed
     resumed = read_record(folder / "record.json").provenance["resumed"]
     assert len(resumed) == 1 and resumed[0]["step"] > 0
@@ -68,8 +70,8 @@ def test_asked_to_stop_it_makes_a_checkpoint_and_the_same_command_goes_on(
 def test_ranks_outlive_a_killed_starter_only_until_they_have_made_a_checkpoint(
     workplace: Path, undisturbed: dict[int, Any]
 ) -> None:
-    command = [BNBENCH, "train", "-m", *RUN, "seed=0,1", "name=left"]
-    process = start(command, workplace)
+    words = ("-m", *RUN, "seed=0,1", "name=left")
+    process = start([BNBENCH, "train", *words], workplace)
     folder = _when_training(workplace / "runs")
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
@@ -78,8 +80,7 @@ def test_ranks_outlive_a_killed_starter_only_until_they_have_made_a_checkpoint(
         time.sleep(0.05)
     assert not _group(process.pid), "something is left behind"
     assert list((folder / "checkpoints").iterdir())
-    again = run(command, workplace)
-    assert again.returncode == 0, again.stderr
+    assert train(*words) == 0
     assert _weights(workplace / "runs") == undisturbed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,6 +71,7 @@ class Checkpoint(Callback):
         self._started = self._last = time.monotonic()
         self._taken: dict[str, Any] | None = None
         self._behind = 0
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
 
     # When
 
@@ -140,6 +142,8 @@ class Checkpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After DDP has given every rank the first one's buffers."""
+        # Lightning has put its own there, which broadcasts from within a handler and ends the process at the next batch.
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         taken, self._taken = self._taken, None
         if taken is None:
             return
