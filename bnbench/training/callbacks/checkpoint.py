@@ -142,7 +142,7 @@ class Checkpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After DDP has given every rank the first one's buffers."""
-        # Lightning has put its own there, which broadcasts from within a handler and ends the process at the next batch.
+        # Lightning has put its own there, which broadcasts from within a handler and ends the process a batch later.
         signal.signal(signal.SIGTERM, self._on_sigterm)
         taken, self._taken = self._taken, None
         if taken is None:
