@@ -22,9 +22,11 @@ from bnbench.sweep.plan import Plan, plan_single, plan_sweep
 from bnbench.waiting import data_wait_remark
 
 if TYPE_CHECKING:
-    from bnbench.sweep.pool import Outcome
+    from bnbench.sweep.outcome import Outcome
 
 MULTIRUN = "multirun.yaml"
+BROKEN = ("failed", "oom", "timeout")
+STOPPED = 143  # 128 + SIGTERM, as a shell says it of what a signal ended
 HYDRAS_OWN = ("cfg", "info", "hydra_help", "shell_completion", "version", "package", "resolve")
 
 
@@ -127,12 +129,18 @@ def _last_words(plan: Plan, outcomes: Sequence[Outcome], swept: Sequence[str] | 
         count = sum(o.status == "refused" and o.error == problem for o in outcomes)
         which = "" if swept is None else f" ({count} of {len(plan.runs)} runs did not start)"
         print(f"bnbench train: {problem}{which}", file=sys.stderr)
-    broken = [o for o in outcomes if o.status in ("failed", "oom")]
+    broken = [o for o in outcomes if o.status in BROKEN]
     for outcome in broken:
         last = (outcome.error or "").strip().splitlines()[-1:]
         print(f"bnbench train: {outcome.config.run_name}: {outcome.status}: {''.join(last)}", file=sys.stderr)
     if broken:
         _say("The same command again trains only what is missing; the tracebacks are in the records.")
+    stopped = [o for o in outcomes if o.status == "preempted"]
+    missing_runs = len(plan.todo) - len(outcomes)
+    if stopped or missing_runs:
+        for outcome in stopped:
+            print(f"bnbench train: {outcome.config.run_name}: {outcome.error}", file=sys.stderr)
+        _say(f"Stopped with {missing_runs + len(stopped)} run(s) to go: the same command goes on with them.")
     recorded = [run for run in plan.runs if (run.folder / RECORD).exists()]
     remark = data_wait_remark(_readable(recorded))
     if remark:
@@ -142,7 +150,7 @@ def _last_words(plan: Plan, outcomes: Sequence[Outcome], swept: Sequence[str] | 
     elif recorded:
         _say(f"record: {recorded[0].folder / RECORD}")
         _say(f"next:   bnbench report {shlex.quote(recorded[0].dir)}")
-    return _exit_code(outcomes)
+    return _exit_code(outcomes, stopped=bool(stopped or missing_runs))
 
 
 def _readable(runs: Sequence[RunConfig]) -> list[Record]:
@@ -185,11 +193,13 @@ def _status(config: RunConfig) -> str:
         return "refused"
 
 
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
+def _exit_code(outcomes: Sequence[Outcome], stopped: bool) -> int:
     statuses = {outcome.status for outcome in outcomes}
     if "refused" in statuses:
         return 2
-    return 1 if statuses & {"failed", "oom"} else 0
+    if stopped:
+        return STOPPED
+    return 1 if statuses & set(BROKEN) else 0
 
 
 def _say(line: str) -> None:

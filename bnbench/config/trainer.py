@@ -24,6 +24,8 @@ class TrainerConfig:
     compile: bool
     threads: Int | None
     log_every: Int
+    checkpoint_minutes: float | None
+    time_limit_minutes: float | None
     save_weights: bool
 
     def __post_init__(self) -> None:
@@ -31,6 +33,14 @@ class TrainerConfig:
         catalog.check_known("trainer.precision", self.precision, catalog.PRECISIONS)
         for key in ("devices", "num_nodes", "threads", "log_every"):
             positive(f"trainer.{key}", getattr(self, key))
+        if self.time_limit_minutes is not None and self.time_limit_minutes <= 0:
+            raise ValueError(
+                f"trainer.time_limit_minutes={self.time_limit_minutes} must be above 0, or null for none"
+            )
+        if self.checkpoint_minutes is not None and self.checkpoint_minutes < 0:
+            raise ValueError(
+                f"trainer.checkpoint_minutes={self.checkpoint_minutes} must be 0 (at every chance), more, or null"
+            )
 
     def execution(self) -> dict[str, Any]:
         """What may change rounding and time, and nothing else: recorded factors of the identity."""

@@ -83,10 +83,16 @@ class TrainLoader:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from number `first` on."""
         steps = epoch_steps(len(self.data), self.global_batch, self.seed, self.epoch)
         labels = self.data.labels
-        for step, indices in enumerate(steps, start=self.epoch * self.steps):
-            for place in self.places:
+        begun, within = divmod(first, len(self.places))
+        for step, indices in enumerate(steps[begun:], start=self.epoch * self.steps + begun):
+            places, within = self.places[within:], 0
+            for place in places:
                 draws = generator(self.seed, AUGMENTATION, step)
                 images = self.augment(indices, place, draws)
                 yield self.normalize(images), labels[indices[place].to(labels.device)]

@@ -66,7 +66,8 @@ class StreamedTrainLoader:
         self.places = step_places(span, rank, world_size, accumulate)
         self.epoch = 0
         self.workers, self._decoded, self._iterating = workers, Decoded(data, augment), False
-        self._batches = self._read(keep_workers=True)
+        self._shares = _Shares(self)
+        self._batches = self._read(self._shares, keep_workers=True)
 
     @property
     def steps(self) -> int:
@@ -84,18 +85,22 @@ class StreamedTrainLoader:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.batches()
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """The epoch's batches from number `first` on; the others are not decoded."""
         if self._iterating:  # precise statistics, in the midst of an epoch: kept workers serve one iteration
-            yield from _on_device(self._read(keep_workers=False), self.normalize)
+            yield from _on_device(self._read(_Shares(self, first), keep_workers=False), self.normalize)
             return
-        self._iterating = True
+        self._iterating, self._shares.first = True, first
         try:
             yield from _on_device(self._batches, self.normalize)
         finally:
             self._iterating = False
 
-    def _read(self, keep_workers: bool) -> DataLoader:
+    def _read(self, shares: _Shares, keep_workers: bool) -> DataLoader:
         device = self.normalize.scale.device
-        return _data_loader(self._decoded, _Shares(self), self.workers, device, keep_workers)
+        return _data_loader(self._decoded, shares, self.workers, device, keep_workers)
 
     def close(self) -> None:
         """End the workers, which otherwise wait for the next epoch."""
@@ -138,10 +143,10 @@ class StreamedTestLoader:
 
 
 class _Shares:
-    """The draws of each of this rank's batches in the loader's current epoch."""
+    """The draws of each of this rank's batches in the loader's current epoch, from batch `first` on."""
 
-    def __init__(self, loader: StreamedTrainLoader) -> None:
-        self.loader = loader
+    def __init__(self, loader: StreamedTrainLoader, first: int = 0) -> None:
+        self.loader, self.first = loader, first
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -149,9 +154,11 @@ class _Shares:
     def __iter__(self) -> Iterator[list[Draw]]:
         of = self.loader
         steps = epoch_steps(len(of.data), of.global_batch, of.seed, of.epoch)
-        for step, indices in enumerate(steps, start=of.epoch * of.steps):
+        begun, within = divmod(self.first, len(of.places))
+        for step, indices in enumerate(steps[begun:], start=of.epoch * of.steps + begun):
             chosen, first = indices.tolist(), step * of.global_batch
-            for place in of.places:
+            places, within = of.places[within:], 0
+            for place in places:
                 mine = range(of.global_batch)[place]
                 yield [(chosen[i], mix(of.seed, AUGMENTATION, first + i)) for i in mine]
 
@@ -182,6 +189,7 @@ def _end_with_rank(_: int) -> None:
 
     Until then it would hold the rank's connections open, and the others would not see that the rank is gone.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a rank ignores it, and its children would
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

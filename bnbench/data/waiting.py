@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from .loader import Batch, TrainLoader
 from .streaming import StreamedTrainLoader
@@ -21,6 +22,7 @@ class WatchedLoader:
     def __init__(self, loader: TrainLoader | StreamedTrainLoader) -> None:
         self.loader = loader
         self.waited: dict[int, float] = {}
+        self.first = 0  # of the next epoch's batches: those before it were trained on before this run went on
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -33,8 +35,9 @@ class WatchedLoader:
         self.loader.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Batch]:
-        clock, batches, epoch = time.perf_counter, iter(self.loader), self.loader.epoch
-        self.waited[epoch] = 0.0
+        first, self.first = self.first, 0
+        clock, batches, epoch = time.perf_counter, self.loader.batches(first), self.loader.epoch
+        self.waited.setdefault(epoch, 0.0)
         while True:
             asked = clock()
             batch = next(batches, None)
@@ -42,6 +45,12 @@ class WatchedLoader:
             if batch is None:
                 return
             yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waited": dict(self.waited)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.waited = dict(state["waited"])
 
     def share(self, train_seconds: Mapping[int, float]) -> float | None:
         """The median epoch's share of its training time, without the first where there are more; None without one.

@@ -6,13 +6,12 @@ process imports no torch: it hands runs to the ranks, shows progress, and outliv
 
 from __future__ import annotations
 
-import dataclasses
-import gc
+import contextlib
+import math
 import multiprocessing
 import shutil
-import signal
 import tempfile
-import traceback
+import time
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,39 +19,42 @@ from typing import Any
 
 from bnbench.config import RunConfig
 from bnbench.launch import Place, place_given
-from bnbench.provenance import provenance
-from bnbench.records import Record, digest, write_record
+from bnbench.sweep.attached import run_attached
+from bnbench.sweep.outcome import Outcome, write_failure
 from bnbench.sweep.plan import Plan
 from bnbench.sweep.progress import SweepProgress
+from bnbench.sweep.rank import STOP, serve
+from bnbench.sweep.stopping import StopRequest, deadline
 
 PRELOAD = ["bnbench.sweep.quiet", "bnbench.training.run"]
 BROKEN = ("gone", "oom", "failed")  # what ends a world, the likelier cause first
 GRACE_SECONDS = 5.0  # for the other ranks, once one has failed
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of a run: `status` of its record, or "refused" (a user's mistake; no record)."""
-
-    config: RunConfig
-    status: str
-    error: str | None = None
+SAVING_SECONDS = 60.0  # for a checkpoint, once a run has had its time
+LISTENING_SECONDS = 0.5  # between two looks at whether to stop
 
 
 def run_all(plan: Plan) -> list[Outcome]:
-    """Train what a plan has to do, in order; call it on every process of a world alike."""
+    """Train what a plan has to do, in order; call it on every process of a world alike.
+
+    Asked to stop by a signal, it stops after the run that it is in has made a checkpoint ("preempted").
+    """
     place = place_given()
-    if place is not None:
-        return _run_attached(place, plan)
+    with StopRequest() as stop:
+        if place is not None:
+            return run_attached(place, plan, stop)
+        return _run_spawned(plan, stop)
+
+
+def _run_spawned(plan: Plan, stop: StopRequest) -> list[Outcome]:
     outcomes: list[Outcome] = []
     waiting = list(plan.todo)
     with SweepProgress(len(waiting)) as progress:
-        while waiting:
+        while waiting and not stop.asked:
             with SpawnedWorld(waiting[0]) as world:
-                while waiting and world.alive and world.fits(waiting[0]):
+                while waiting and not stop.asked and world.alive and world.fits(waiting[0]):
                     config = waiting.pop(0)
                     progress.begin(config)
-                    outcome = world.run(config, progress)
+                    outcome = world.run(config, progress, stop)
                     progress.end(config, outcome.status)
                     outcomes.append(outcome)
     return outcomes
@@ -86,7 +88,7 @@ class SpawnedWorld:
             ours, theirs = context.Pipe()
             place = Place(rank, size, rank, size)
             arguments = (place, self.trainer.accelerator, str(self._folder / "store"), theirs)
-            process = context.Process(target=_serve, args=arguments, name=f"bnbench rank {rank}", daemon=True)
+            process = context.Process(target=serve, args=arguments, name=f"bnbench rank {rank}", daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -96,8 +98,9 @@ class SpawnedWorld:
         mine, theirs = self.trainer, config.trainer
         return (mine.devices, mine.accelerator) == (theirs.devices, theirs.accelerator)
 
-    def run(self, config: RunConfig, progress: SweepProgress) -> Outcome:
+    def run(self, config: RunConfig, progress: SweepProgress, stop: StopRequest) -> Outcome:
         """Hand a run to every rank and wait for all of them."""
+        until = deadline(config)
         for pipe in self._pipes:
             try:
                 pipe.send(config)
@@ -105,11 +108,17 @@ class SpawnedWorld:
                 break
         answers: dict[int, tuple[str, str | None]] = {}
         pending: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(self._pipes)}
-        timeout: float | None = None
+        told, patience = False, math.inf
         while pending:
-            ready: list[Any] = wait(list(pending), timeout)
-            if not ready:
-                break  # the others hang in a collective with the rank that failed
+            ready: list[Any] = wait(list(pending), LISTENING_SECONDS)
+            now = time.monotonic()
+            if now > patience:
+                break  # they hang, in a collective with a rank that failed or by themselves
+            if not told and (stop.asked or now > until):
+                told = True
+                self._tell_to_stop()
+                if now > until:
+                    patience = now + SAVING_SECONDS
             for pipe in ready:
                 rank = pending[pipe]
                 try:
@@ -123,10 +132,16 @@ class SpawnedWorld:
                 del pending[pipe]
                 answers[rank] = (kind, value)
                 if kind in BROKEN:
-                    timeout = GRACE_SECONDS
+                    patience = time.monotonic() + GRACE_SECONDS
         broken = {rank: answer for rank, answer in answers.items() if answer[0] in BROKEN}
         if not broken:
-            status, error = answers[0]
+            self.alive = not pending
+            status, error = answers.get(0, ("preempted", "its ranks did not answer"))
+            if status == "preempted":
+                if time.monotonic() > until:
+                    limit = config.trainer.time_limit_minutes
+                    status, error = "timeout", f"trainer.time_limit_minutes={limit:g} are over: {error}"
+                write_failure(config, status, error or "")
             return Outcome(config, status, error)
         self.alive = False
         # One rank's end makes the others' collectives fail: the cause speaks, not its consequences.
@@ -135,6 +150,11 @@ class SpawnedWorld:
         status = "oom" if kind == "oom" else "failed"
         write_failure(config, status, f"rank {rank}: {error}")
         return Outcome(config, status, error)
+
+    def _tell_to_stop(self) -> None:
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):
+                pipe.send(STOP)
 
     def __enter__(self) -> SpawnedWorld:
         return self
@@ -153,95 +173,3 @@ class SpawnedWorld:
                 process.kill()
                 process.join()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def write_failure(config: RunConfig, status: str, error: str) -> None:
-    """The record of a run whose ranks could not write it."""
-    identity = config.identity()
-    record = Record(
-        schema=1,
-        id=digest(identity),
-        name=config.run_name,
-        identity=identity,
-        status=status,  # type: ignore[arg-type]
-        config=dataclasses.asdict(config),
-        metrics={},
-        timings={},
-        provenance=provenance(),
-        error=error,
-    )
-    write_record(config.folder, record)
-
-
-def _serve(place: Place, accelerator: str, store_path: str, pipe: Connection) -> None:
-    """A rank's life: join the world, then train what comes down the pipe until None does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the starter, which ends its ranks
-    me = multiprocessing.current_process()
-    # The starter still ends it as the daemon that it was started as; here, it may have children to stream images.
-    me.daemon = False
-    # Their sockets go where the starter cleans up, however they end; multiprocessing has no public name for it.
-    me._config["tempdir"] = str(Path(store_path).parent)  # type: ignore[attr-defined]
-    from bnbench.training.setup import DataCache
-    from bnbench.training.world import World
-
-    try:
-        world = World.join(place, accelerator, store_path)
-    except ValueError as error:
-        while pipe.recv() is not None:
-            pipe.send(("refused", str(error)))
-        return
-    gc.freeze()  # what was imported stays: the collector need not walk it in every few steps
-    cache = DataCache()
-    while (config := pipe.recv()) is not None:
-        pipe.send(_attempt(config, world, cache, pipe))
-    world.leave()
-
-
-def _attempt(config: RunConfig, world: Any, cache: Any, pipe: Connection) -> tuple[str, str | None]:
-    import torch
-
-    from bnbench.training.run import train_run
-    from bnbench.training.world import SetupError
-
-    def report(event: Any) -> None:
-        if world.leads:
-            pipe.send(("progress", event))
-
-    try:
-        return train_run(config, world, cache, report), None
-    except SetupError as error:
-        return "refused", str(error)
-    except torch.OutOfMemoryError:
-        return "oom", traceback.format_exc()
-    except Exception:
-        return "failed", traceback.format_exc()
-
-
-def _run_attached(place: Place, plan: Plan) -> list[Outcome]:
-    """This process is one rank of a world that torchrun or srun started: train here, with the others.
-
-    A failure propagates: the other ranks may hang, and what started them ends them.
-    """
-    from bnbench.training.run import train_run
-    from bnbench.training.setup import DataCache
-    from bnbench.training.world import SetupError, World
-
-    world = World.join(place, plan.runs[0].trainer.accelerator)
-    gc.freeze()
-    todo = world.from_leader(plan.todo)  # each rank has looked at the folder at a time of its own
-    cache, outcomes = DataCache(), []
-    with SweepProgress(len(todo), quiet=not world.leads) as progress:
-        for config in todo:
-            progress.begin(config)
-            try:
-                outcome = Outcome(config, train_run(config, world, cache, progress.update))
-            except SetupError as error:
-                outcome = Outcome(config, "refused", str(error))
-            except Exception:
-                if world.leads:
-                    write_failure(config, "failed", traceback.format_exc())
-                raise
-            progress.end(config, outcome.status)
-            outcomes.append(outcome)
-    world.leave()
-    return outcomes

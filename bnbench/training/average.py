@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -24,3 +26,9 @@ class WeightAverage:
 
     def update(self, model: nn.Module) -> None:
         self._averaged.update_parameters(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._averaged.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._averaged.load_state_dict(state)

@@ -11,7 +11,17 @@ from typing import Any
 from bnbench import data
 from bnbench.config import RunConfig
 from bnbench.records import EPOCHS, HEALTH, Record, Status, digest, write_record
-from bnbench.training.callbacks import History, RunningStatistics, Series, TrainingCurve, precise_over
+from bnbench.training.callbacks import (
+    Checkpoint,
+    History,
+    RunningStatistics,
+    Series,
+    TrainingCurve,
+    first_batch,
+    is_stateful,
+    precise_over,
+)
+from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.evaluation import FinalMeasures, landscape_metrics
 from bnbench.training.result import (
     WEIGHTS,
@@ -31,10 +41,18 @@ from bnbench.training.world import World
 Report = Callable[[Mapping[str, Any]], None]
 
 
-def train_run(config: RunConfig, world: World, cache: DataCache, report: Report) -> Status:
-    """Train one run; call it on every rank. Rank 0 leaves the record, and every rank returns its status.
+def never() -> bool:
+    return False
 
-    Raises SetupError on every rank, before anything is written, for a user's mistake that only the setup
+
+def train_run(
+    config: RunConfig, world: World, cache: DataCache, report: Report, stop: Callable[[], bool] = never
+) -> Status:
+    """Train one run, or go on with it from its last checkpoint; call it on every rank. Rank 0 leaves the record, and
+    every rank returns its status.
+
+    `stop` says whether this rank was asked to stop: PreemptedError is then raised on every rank, once a checkpoint is
+    on disk. Raises SetupError on every rank, before anything is written, for a user's mistake that only the setup
     can see (an image that does not decode, a folder that cannot be made). What goes wrong later
     propagates: the world is then not to be used again.
     """
@@ -43,6 +61,8 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
     _together(world, partial(_download, config, world))
     setup = _together(world, partial(set_up, config, world, cache))
     _together(world, partial(_make_folder, config, world))
+    checkpoints = CheckpointFolder(config.folder)
+    found, remarks = world.from_leader(checkpoints.newest() if world.leads else None)
     logger = start_tracking(config, config.folder) if world.leads else None
     record = None
     try:
@@ -57,12 +77,16 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
         watching = measuring_callbacks(config, setup.train_loader, series)
         # History first: what the others do before an evaluation is not training time.
         callbacks = [history, running, *norm_callbacks(config, steps, precise), *watching, curve]
-        every = len(setup.train_loader) // config.evals_per_epoch
-        trainer = build_trainer(config, world, logger, callbacks, every)
-        fit_started = time.perf_counter()
         watched = data.WatchedLoader(setup.train_loader)
-        trainer.fit(setup.module, watched, setup.test_loader)
-        fit_seconds = time.perf_counter() - fit_started
+        kept = {type(part).__name__: part for part in [*callbacks, series, watched] if is_stateful(part)}
+        checkpoint = Checkpoint(checkpoints, kept, config, steps, stop)
+        every = len(setup.train_loader) // config.evals_per_epoch
+        trainer = build_trainer(config, world, logger, [*callbacks, checkpoint], every, checkpoints)
+        fit_started = time.perf_counter()
+        if found is not None:
+            watched.first = first_batch(checkpoints.load_checkpoint(found))
+        trainer.fit(setup.module, watched, setup.test_loader, ckpt_path=found)
+        fit_seconds = time.perf_counter() - fit_started + checkpoint.seconds_before
         model = setup.module.evaluated
         context = trainer.precision_plugin.forward_context
         with context():
@@ -88,7 +112,8 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
                 timings=timings(history.evaluations, fit_seconds, fit_started - started, curve.between)
                 | {"measure_seconds": measured.seconds, **waiting},
                 provenance=run_provenance(config, world, setup.splits)
-                | {"start": setup.start, "measure_remarks": measured.remarks},
+                | {"start": setup.start, "measure_remarks": measured.remarks}
+                | {"resumed": checkpoint.resumed, "checkpoint_remarks": remarks},
                 error=diverged,
                 norm_swap=setup.norm_swap,
                 health={"every": config.measure.health_every, **series.medians()} if watching else {},
@@ -97,6 +122,7 @@ def train_run(config: RunConfig, world: World, cache: DataCache, report: Report)
             # What is not finite is nobody's checkpoint.
             record.metrics["weights_sha256"] = save_weights(config, model) if done else None
             write_record(config.folder, record)
+            checkpoints.clear()
         return status
     finally:
         setup.close()

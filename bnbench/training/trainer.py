@@ -18,6 +18,7 @@ from bnbench.training.callbacks import (
     Series,
     bundle,
 )
+from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.world import JoinedEnvironment, World
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
@@ -55,6 +56,7 @@ def build_trainer(
     logger: WandbLogger | None,
     callbacks: list[Any],
     evaluate_every: int | None = None,
+    checkpoints: CheckpointFolder | None = None,
 ) -> Trainer:
     """A Trainer of the ranks there are. `evaluate_every`: batches between evaluations; None = an epoch's."""
     strategy: Strategy
@@ -80,7 +82,8 @@ def build_trainer(
         callbacks=[bundle(callbacks)],
         log_every_n_steps=0,  # nothing is logged in a step: TrainingCurve writes to the logger itself
         default_root_dir=config.folder,
-        enable_checkpointing=False,
+        plugins=checkpoints,
+        enable_checkpointing=False,  # of Lightning's own callback
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

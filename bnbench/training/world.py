@@ -83,6 +83,10 @@ class World:
         dist.all_reduce(box, dist.ReduceOp.MAX)
         return box.item()
 
+    def any_of(self, value: bool) -> bool:
+        """Whether any rank says so, on every rank."""
+        return self.largest(float(value)) > 0
+
     @property
     def leads(self) -> bool:
         return self.place.rank == 0

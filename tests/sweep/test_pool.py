@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from bnbench.records import EPOCHS, RECORD, Record, is_finished, read_record
 from bnbench.sweep import pool
 from bnbench.sweep.plan import plan_single, plan_sweep
 from bnbench.sweep.progress import SweepProgress
+from bnbench.sweep.stopping import StopRequest
+from bnbench.training.checkpoint import FOLDER, KEPT
 
 TINY = (
     "data.max_train=128", "data.max_test=64", "model.width=4", "epochs=1", "optim.warmup_epochs=0",
@@ -121,11 +124,11 @@ def test_a_rank_that_is_killed_ends_its_run_and_no_other(tmp_path, monkeypatch):
     worlds = []
 
     class LosesARank(pool.SpawnedWorld):
-        def run(self, config, progress):
+        def run(self, config, progress, stop):
             worlds.append([rank.pid for rank in self._ranks])
             if config.seed == 13:
                 os.kill(self._ranks[1].pid, signal.SIGKILL)
-            return super().run(config, progress)
+            return super().run(config, progress, stop)
 
     monkeypatch.setattr(pool, "SpawnedWorld", LosesARank)
     jobs = [_job(tmp_path, "seed=13"), _job(tmp_path, "seed=14"), _job(tmp_path, "seed=15")]
@@ -141,10 +144,10 @@ def test_a_rank_that_is_killed_ends_its_run_and_no_other(tmp_path, monkeypatch):
 def test_a_rank_that_dies_between_runs_is_named_and_the_run_can_be_repeated(tmp_path):
     first, second = _job(tmp_path, "seed=1"), _job(tmp_path, "seed=2")
     with pool.SpawnedWorld(first) as world:
-        assert world.run(first, _silent()).status == "completed"
+        assert world.run(first, _silent(), StopRequest()).status == "completed"
         os.kill(world._ranks[1].pid, signal.SIGKILL)
         world._ranks[1].join(10)
-        outcome = world.run(second, _silent())
+        outcome = world.run(second, _silent(), StopRequest())
         assert outcome.status == "failed"
         assert not world.alive
         ranks = world._ranks
@@ -157,6 +160,50 @@ def test_a_rank_that_dies_between_runs_is_named_and_the_run_can_be_repeated(tmp_
     assert _record(second).status == "completed"
     rows = (second.folder / EPOCHS).read_text().splitlines()
     assert len(rows) == 2, "a header and one epoch: nothing of the attempt that failed"
+
+
+def test_a_run_that_has_had_its_time_ends_alone_and_goes_on_when_asked_again(tmp_path):
+    """Between two windows of steps: with a checkpoint, in a world that goes on."""
+    long = ("data.max_train=1024", "epochs=200", "seed=21")
+    late, next_one = _job(tmp_path, *long, "trainer.time_limit_minutes=0.05"), _job(tmp_path, "seed=22")
+    outcomes = _run([late, next_one])
+    assert [outcome.status for outcome in outcomes] == ["timeout", "completed"]
+    record = _record(late)
+    assert record.status == "timeout"
+    assert "trainer.time_limit_minutes=0.05 are over" in record.error
+    assert not is_finished(late.folder)
+    (again,) = _run([late])
+    assert again.status == "timeout"
+    assert _step(_record(late)) > _step(record), "it went on, not anew"
+    assert len(list((late.folder / FOLDER).iterdir())) == KEPT
+
+
+def _step(record: Record) -> int:
+    return int(re.search(r"after step (\d+)", record.error)[1])
+
+
+def test_a_run_whose_rank_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    job = _job(tmp_path / "left", "epochs=8", "trainer.checkpoint_minutes=0")
+    whole = _job(tmp_path / "whole", "epochs=8")
+
+    class LosesARank(pool.SpawnedWorld):
+        def run(self, config, progress, stop):
+            def kill(event):
+                if event["step"] == 9:
+                    os.kill(self._ranks[1].pid, signal.SIGKILL)
+
+            progress.update = kill
+            return super().run(config, progress, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "SpawnedWorld", LosesARank)
+        (outcome,) = _run([job])
+    assert outcome.status == "failed"
+    assert (job.folder / FOLDER).exists()
+    for each in (job, whole):  # by itself: a plan has one run of an identity
+        assert [outcome.status for outcome in _run([each])] == ["completed"]
+    assert _record(job).metrics == _record(whole).metrics
+    assert _record(job).provenance["resumed"] and not _record(whole).provenance["resumed"]
 
 
 def test_a_run_for_another_world_gets_one(tmp_path):

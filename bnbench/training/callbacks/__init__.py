@@ -1,6 +1,7 @@
 """One concern a file."""
 
 from .bundle import bundle
+from .checkpoint import Checkpoint, PreemptedError, Stateful, first_batch, is_stateful
 from .curve import TrainingCurve
 from .health import Health
 from .history import Evaluation, History
@@ -9,6 +10,7 @@ from .series import Series
 from .statistics import FreezeStatistics, MergeEveryStep, Precise, RunningStatistics, precise_over
 
 __all__ = [
+    "Checkpoint",
     "Evaluation",
     "FreezeStatistics",
     "Health",
@@ -16,9 +18,13 @@ __all__ = [
     "Landscape",
     "MergeEveryStep",
     "Precise",
+    "PreemptedError",
     "RunningStatistics",
     "Series",
+    "Stateful",
     "TrainingCurve",
     "bundle",
+    "first_batch",
+    "is_stateful",
     "precise_over",
 ]

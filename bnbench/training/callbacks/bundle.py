@@ -8,6 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback
 
 HOOKS = (
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+    "on_train_start",
     "on_train_epoch_start",
     "on_train_batch_start",
     "on_after_backward",
@@ -16,6 +19,7 @@ HOOKS = (
     "on_validation_end",
     "on_train_epoch_end",
 )
+STATE = ("state_dict", "load_state_dict")  # which `Checkpoint` asks the parts for by itself
 
 
 def bundle(parts: Sequence[Callback]) -> Callback:
@@ -29,10 +33,8 @@ def bundle(parts: Sequence[Callback]) -> Callback:
     for part in parts:
         hooks = [name for name in dir(Callback) if not name.startswith("_")]
         mine = {name for name in hooks if getattr(type(part), name) is not getattr(Callback, name)}
-        if mine - set(HOOKS):
-            raise ValueError(
-                f"{type(part).__name__} has {', '.join(mine - set(HOOKS))}: add it to bundle.HOOKS"
-            )
+        if mine := mine - {*HOOKS, *STATE}:
+            raise ValueError(f"{type(part).__name__} has {', '.join(sorted(mine))}: add it to bundle.HOOKS")
     for hook in HOOKS:
         bound = [
             getattr(part, hook) for part in parts if getattr(type(part), hook) is not getattr(Callback, hook)

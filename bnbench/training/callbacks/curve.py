@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -66,6 +67,14 @@ class TrainingCurve(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = (trainer.global_step, time.perf_counter())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"points": list(self.points), "totals": dataclasses.astuple(self.totals)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.points = [tuple(point) for point in state["points"]]
+        self.totals = Totals(*state["totals"])
+        self._since = (self.points[-1][0] if self.points else 0, time.perf_counter())
 
     def drain(self) -> Totals:
         """The totals since the last call: those that an evaluation's row stands beside."""

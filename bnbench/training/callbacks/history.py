@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -74,18 +76,34 @@ class History(Callback):
             images_per_s=self.curve.between * self.curve.global_batch / seconds,
         )
         self.evaluations.append(row)
+        self._write(row)
         values = dataclasses.asdict(row)
-        if self.folder is not None:
-            with (self.folder / EPOCHS).open("a", newline="") as file:
-                writer = csv.DictWriter(file, values)
-                if not file.tell():
-                    writer.writeheader()
-                writer.writerow(values)
         if trainer.logger is not None:
             names = {"val_loss": "val/loss", "val_error": "val/error", "epoch": "epoch"}
             point = {new: values[old] for old, new in names.items()}
             point |= {"train/epoch_loss": row.train_loss, "train/epoch_error": row.train_error}
             trainer.logger.log_metrics(point, step=trainer.global_step)
+
+    def _write(self, row: Evaluation) -> None:
+        if self.folder is None:
+            return
+        values = dataclasses.asdict(row)
+        with (self.folder / EPOCHS).open("a", newline="") as file:
+            writer = csv.DictWriter(file, values)
+            if not file.tell():
+                writer.writeheader()
+            writer.writerow(values)
+
+    def state_dict(self) -> dict[str, Any]:
+        rows = [dataclasses.asdict(row) for row in self.evaluations]
+        return {"evaluations": rows, "train_seconds": time.perf_counter() - self._train_started}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._train_started = time.perf_counter() - state["train_seconds"]
+        for values in state["evaluations"]:
+            row = Evaluation(**values)
+            self.evaluations.append(row)
+            self._write(row)
 
 
 def _now(device: torch.device) -> float:

@@ -62,6 +62,14 @@ class Landscape(Callback):
         if self.series.folder is not None:
             self.series.add(trainer, trainer.global_step + 1, signals)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"before": self._before}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.probe is not None:
+            device = self.probe.device
+            self._before = {path: (m.to(device), s.to(device)) for path, (m, s) in state["before"].items()}
+
     def _along_gradient(self, module: Any, batch: Any, rate: float, context: Any) -> tuple[float, float]:
         images, labels = batch
         network = copy.deepcopy(module.model).train()

@@ -6,14 +6,16 @@ import csv
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
 from bnbench.records import HEALTH
 
 COLUMNS = ("step", "signal", "place", "value")
+Row = tuple[int, str, str, float]
 WHOLE = "model"  # the place of a signal that the network has as a whole
 
 
@@ -26,24 +28,36 @@ class Series:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.rows: list[tuple[int, str, str, float]] = []
+        self.rows: list[Row] = []
 
     def add(self, trainer: Trainer, step: int, signals: Mapping[str, Mapping[str, float]]) -> None:
         assert self.folder is not None
         rows = [(step, signal, place, value) for signal, at in signals.items() for place, value in at.items()]
-        self.rows += rows
-        path = self.folder / HEALTH
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if not file.tell():
-                writer.writerow(COLUMNS)
-            writer.writerows((step, signal, place, f"{value:.6g}") for step, signal, place, value in rows)
+        self._keep(rows)
         if trainer.logger is not None:
             point = {f"health/{s}/{place}": value for _, s, place, value in rows if place != WHOLE}
             for signal, at in signals.items():
                 if finite := [value for value in at.values() if math.isfinite(value)]:
                     point[f"health/{signal}"] = statistics.median(finite)
             trainer.logger.log_metrics(point, step=step)
+
+    def _keep(self, rows: Sequence[Row]) -> None:
+        self.rows += rows
+        if self.folder is None:
+            return
+        with (self.folder / HEALTH).open("a", newline="") as file:
+            writer = csv.writer(file)
+            if not file.tell():
+                writer.writerow(COLUMNS)
+            writer.writerows((step, signal, place, f"{value:.6g}") for step, signal, place, value in rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": list(self.rows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        rows = [tuple(row) for row in state["rows"]]
+        if rows:
+            self._keep(rows)
 
     def medians(self) -> dict[str, dict[str, float]]:
         """Of each signal at each place, over the second half of its measurements; without what is not finite."""

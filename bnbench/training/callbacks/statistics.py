@@ -85,19 +85,28 @@ class FreezeStatistics(Callback):
     def __init__(self, after: float, total_steps: int, policy: str, precise: Precise | None = None) -> None:
         self.first = math.ceil(after * total_steps)
         self.merging, self.precise = "mean" if precise else policy, precise
-        self.frozen = False
+        self.measured = self.frozen = False
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if not self.frozen and trainer.global_step >= self.first:
-            self.frozen = True
+        if self.frozen or trainer.global_step < self.first:
+            return
+        self.frozen = True
+        if not self.measured:  # a run that goes on from a checkpoint has the statistics of then
+            self.measured = True
             merge_running_statistics(pl_module, self.merging)
             if self.precise is not None:
                 with trainer.precision_plugin.forward_context():
                     self.precise(_network(pl_module, "model"))
-            freeze_statistics(pl_module)
-            freeze_statistics(_network(pl_module, "evaluated"))  # a moving average is no part of the module
+        freeze_statistics(pl_module)
+        freeze_statistics(_network(pl_module, "evaluated"))  # a moving average is no part of the module
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured": self.measured}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.measured = state["measured"]
 
 
 def load_statistics(model: nn.Module, statistics: dict[str, Tensor]) -> None:

@@ -1,0 +1,36 @@
+"""What came of a run, as those see it who did not train it. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bnbench.config import RunConfig
+from bnbench.provenance import provenance
+from bnbench.records import Record, digest, write_record
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a run: `status` of its record, or "refused" (a user's mistake; no record)."""
+
+    config: RunConfig
+    status: str
+    error: str | None = None
+
+
+def write_failure(config: RunConfig, status: str, error: str) -> None:
+    """The record of a run whose ranks could not write it."""
+    identity = config.identity()
+    record = Record(
+        schema=1,
+        id=digest(identity),
+        name=config.run_name,
+        identity=identity,
+        status=status,  # type: ignore[arg-type]
+        config=dataclasses.asdict(config),
+        metrics={},
+        timings={},
+        provenance=provenance(),
+        error=error,
+    )
+    write_record(config.folder, record)
