@@ -40,7 +40,7 @@ class CheckpointFolder(CheckpointIO):
     ) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        data = buffer.getvalue()
+        data = buffer.getbuffer()
         wanted = Path(path)
         target = wanted.with_name(f"{wanted.name}.{_digest(data)}{SUFFIX}")
         try:
@@ -83,5 +83,5 @@ class CheckpointFolder(CheckpointIO):
         return sorted(self.folder.glob(f"step-*.*{SUFFIX}"), reverse=True)
 
 
-def _digest(data: bytes) -> str:
+def _digest(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:16]

@@ -17,7 +17,6 @@ from bnbench.training.callbacks import (
     RunningStatistics,
     Series,
     TrainingCurve,
-    first_batch,
     is_stateful,
     precise_over,
 )
@@ -78,13 +77,11 @@ def train_run(
         # History first: what the others do before an evaluation is not training time.
         callbacks = [history, running, *norm_callbacks(config, steps, precise), *watching, curve]
         watched = data.WatchedLoader(setup.train_loader)
-        kept = {type(part).__name__: part for part in [*callbacks, series, watched] if is_stateful(part)}
-        checkpoint = Checkpoint(checkpoints, kept, config, steps, stop)
+        kept = {type(part).__name__: part for part in [*callbacks, series] if is_stateful(part)}
+        checkpoint = Checkpoint(checkpoints, kept, watched, config, steps, stop)
         every = len(setup.train_loader) // config.evals_per_epoch
         trainer = build_trainer(config, world, logger, [*callbacks, checkpoint], every, checkpoints)
         fit_started = time.perf_counter()
-        if found is not None:
-            watched.first = first_batch(checkpoints.load_checkpoint(found))
         trainer.fit(setup.module, watched, setup.test_loader, ckpt_path=found)
         fit_seconds = time.perf_counter() - fit_started + checkpoint.seconds_before
         model = setup.module.evaluated

@@ -1,7 +1,7 @@
 """One concern a file."""
 
 from .bundle import bundle
-from .checkpoint import Checkpoint, PreemptedError, Stateful, first_batch, is_stateful
+from .checkpoint import Checkpoint, PreemptedError, Stateful, is_stateful
 from .curve import TrainingCurve
 from .health import Health
 from .history import Evaluation, History
@@ -24,7 +24,6 @@ __all__ = [
     "Stateful",
     "TrainingCurve",
     "bundle",
-    "first_batch",
     "is_stateful",
     "precise_over",
 ]

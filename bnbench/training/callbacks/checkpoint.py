@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from bnbench.config import RunConfig
+from bnbench.data import WatchedLoader
 from bnbench.provenance import git_state
 from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.meter import Totals
@@ -55,18 +56,17 @@ class Checkpoint(Callback):
         self,
         folder: CheckpointFolder,
         parts: Mapping[str, Stateful],
+        loader: WatchedLoader,
         config: RunConfig,
         steps: int,
         stop: Callable[[], bool],
     ) -> None:
-        self.folder, self.parts, self.stop = folder, parts, stop
+        self.folder, self.parts, self.loader, self.stop = folder, parts, loader, stop
         minutes = config.trainer.checkpoint_minutes
         self.seconds = None if minutes is None else 60 * minutes
         self.every, self.between = config.trainer.log_every, steps // config.evals_per_epoch
         self.accumulate = config.recipe.accumulate
-        self.resumed: list[
-            dict[str, Any]
-        ] = []  # step and commit of each checkpoint that this run went on from
+        self.resumed: list[dict[str, Any]] = []  # step and commit of what this run went on from
         self.seconds_before = 0.0  # of training, in the attempts before this one
         self._started = self._last = time.monotonic()
         self._taken: dict[str, Any] | None = None
@@ -124,6 +124,7 @@ class Checkpoint(Callback):
             mine["average_buffers"] = _buffers(module.average.model)
         checkpoint[KEY] = {
             "ranks": _gathered(mine, trainer.world_size),
+            "loader": self.loader.state_dict(),
             "average": None if module.average is None else module.average.state_dict(),
             "lr": module.lr,
             "validated": None if module.validated is None else list(vars(module.validated).values()),
@@ -139,6 +140,7 @@ class Checkpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._taken = checkpoint[KEY] | {"step": checkpoint["global_step"]}
+        self.loader.first = self._taken["batches"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After DDP has given every rank the first one's buffers."""
@@ -157,15 +159,10 @@ class Checkpoint(Callback):
         _put_back(module.model, mine["buffers"])
         for name, part in self.parts.items():
             part.load_state_dict(mine["parts"][name])
+        self.loader.load_state_dict(taken["loader"])
         self.seconds_before = taken["seconds"]
         self.resumed = [*taken["resumed"], {"step": taken["step"], "commit": taken["commit"]}]
         set_random_state(mine["random"], module.device)
-
-
-def first_batch(checkpoint: Mapping[str, Any]) -> int:
-    """How many batches of the epoch that it goes on in a checkpoint has behind it."""
-    batches: int = checkpoint[KEY]["batches"]
-    return batches
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
