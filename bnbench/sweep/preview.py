@@ -56,16 +56,19 @@ class Earlier:
 class Preview:
     """`fairness` and `remarks` are the lines that `bnbench train` opens with, and what would keep it from starting."""
 
-    asked: int  # combinations
+    jobs: list[Job]
     plan: Plan
     cells: list[PlannedCell]
-    invalid: list[Job]
     device: Device | None
     earlier: Earlier
     tracking: Tracking | None
     fairness: list[str]
     remarks: list[str]
     command: str
+
+    @property
+    def invalid(self) -> list[Job]:
+        return [job for job in self.jobs if job.problem is not None]
 
     @property
     def without_estimate(self) -> int:
@@ -132,7 +135,7 @@ def preview(request: Request, plan: Plan, earlier: Earlier, remarks: Sequence[st
     told_by = estimate([runs[0] for runs in todo if runs], earlier.records)
     estimates = iter(told_by.cells)
     return Preview(
-        asked=len(request.jobs),
+        jobs=request.jobs,
         plan=plan,
         cells=[
             PlannedCell(
@@ -140,7 +143,6 @@ def preview(request: Request, plan: Plan, earlier: Earlier, remarks: Sequence[st
             )
             for name, runs, left in zip(_names(cells), cells, todo, strict=True)
         ],
-        invalid=[job for job in request.jobs if job.problem is not None],
         device=told_by.device,
         earlier=earlier,
         tracking=_tracking(plan.runs),

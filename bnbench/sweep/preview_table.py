@@ -87,17 +87,18 @@ def _evidence(preview: Preview) -> Iterator[str]:
 
 
 def invalid(preview: Preview) -> Iterator[str]:
-    """Every combination that is none, under its reason."""
+    """Every combination that is none, under its reason, by the words that not all combinations share."""
     if not preview.invalid:
         return
-    yield f"\n{len(preview.invalid)} of {preview.asked} combinations are invalid:"
+    yield f"\n{len(preview.invalid)} of {len(preview.jobs)} combinations are invalid:"
+    shared = set.intersection(*(set(job.words) for job in preview.jobs))
     reasons: dict[str, list[Job]] = {}
     for job in preview.invalid:
         reasons.setdefault(job.problem or "", []).append(job)
     for reason, jobs in reasons.items():
         yield f"  {reason}"
         for job in jobs:
-            yield f"    {' '.join(job.words)}"
+            yield f"    {' '.join(word for word in job.words if word not in shared)}"
 
 
 def command(preview: Preview) -> Iterator[str]:

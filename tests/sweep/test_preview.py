@@ -150,16 +150,18 @@ def test_gpu_hours_are_time_by_ranks_where_the_records_are_of_gpus(capsys):
 
 
 def test_every_invalid_combination_is_listed_beside_the_valid(capsys):
-    words = ("-m", "norm=bn,gn", "norm.batch_size=2,24,63", "seed=0,1")
+    words = ("-m", "norm=bn,gn", "norm.batch_size=2,24,63", "seed=0,1", "epochs=3")
     found = plan_json(capsys, *words, code=2)
     assert [job["overrides"] for job in found["invalid"]] == [
-        ["norm=bn", f"norm.batch_size={nbs}", f"seed={seed}"] for nbs in (24, 63) for seed in (0, 1)
+        ["norm=bn", f"norm.batch_size={nbs}", f"seed={seed}", "epochs=3"]
+        for nbs in (24, 63)
+        for seed in (0, 1)
     ]
     assert (found["totals"]["invalid"], found["totals"]["runs"]) == (4, 4)
     shown = plan(capsys, *words, code=2)
     assert "4 of 12 combinations are invalid" in shown
     for job in found["invalid"]:
-        assert job["reason"] in shown and " ".join(job["overrides"]) in shown
+        assert job["reason"] in shown and " ".join(job["overrides"][:-1]) + "\n" in shown
     assert "train refuses" in shown.splitlines()[-1]
     assert cli.main(["train", *words]) == 2
     assert found["invalid"][0]["reason"] in capsys.readouterr().err
