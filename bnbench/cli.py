@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 VERBS = {
     "train": "one run, or with -m a sweep, on the ranks of one world",
+    "plan": "what train would do with the same words, what is invalid, and how long it takes",
     "report": "records to a table and a figure: error against normalization batch size",
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure what bnbench itself costs, as ratios in one run",
@@ -58,6 +59,17 @@ def _call(verb: str, rest: list[str]) -> int:
         from bnbench import train
 
         return train.main(rest)
+    if verb == "plan":
+        if {"-h", "--help"} & set(rest):
+            from bnbench.help import plan_help
+
+            print(plan_help())
+            return 0
+        if find_spec("hydra") is None:
+            raise ValueError("what composes runs is not installed here: pip install 'bnbench[train]'")
+        from bnbench import plan
+
+        return plan.main(rest)
     if verb == "report":
         from bnbench import report
 

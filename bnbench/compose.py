@@ -28,20 +28,41 @@ _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a command line asks for: its runs, and the words that make Hydra compose just those."""
+class Job:
+    """One combination of a request: its words, and the run that they make or the reason why they make none."""
 
-    runs: list[RunConfig]
+    words: list[str]
+    run: RunConfig | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for: its combinations, and the words that make Hydra compose just those."""
+
+    jobs: list[Job]
     words: list[str]
     multirun: bool
     sweep_dir: str  # where Hydra puts multirun.yaml
+    sweeper: str | None = None  # one that chooses the runs as it goes; `jobs` then holds what it starts from
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        return [job.run for job in self.jobs if job.run is not None]
 
 
-def read_request(overrides: Sequence[str], multirun: bool, extra_config_dir: str | None = None) -> Request:
+def read_request(
+    overrides: Sequence[str],
+    multirun: bool,
+    extra_config_dir: str | None = None,
+    *,
+    refuse: bool = True,
+) -> Request:
     """Every run that the words ask for: one, or in a multirun the product of the sweeps.
 
     An experiment's own sweep over a key gives way to one on the command line. Raises ValueError with one
-    line for a mistake in any of the runs.
+    line for a mistake: with `refuse` for the first in any combination, else only for one that the words make as
+    a whole, and a combination's own is its job's `problem`.
     """
     with _hydra(extra_config_dir) as searchpath:
         base = _compose([*searchpath, *_without_sweeps(overrides)], hydra=True)
@@ -58,16 +79,20 @@ def read_request(overrides: Sequence[str], multirun: bool, extra_config_dir: str
             for override in given:
                 if override.is_sweep_override():
                     raise ValueError(f"{override.input_line} gives several values: add -m to sweep over them")
-            return Request([check(_compose([*searchpath, *overrides]))], list(overrides), False, base.dir)
-        if base.hydra.sweeper._target_ != _BASIC_SWEEPER:  # it alone knows which values it will try
-            return Request([check(base)], list(overrides), True, base.dir)
+            run = check(_compose([*searchpath, *overrides]))
+            return Request([Job(list(overrides), run)], list(overrides), False, base.dir)
+        sweeper = base.hydra.sweeper._target_
+        if sweeper != _BASIC_SWEEPER:  # it alone knows which values it will try
+            start = Job(_without_sweeps(overrides), check(base))
+            return Request([start], list(overrides), True, base.dir, sweeper)
         chosen = {override.key_or_group for override in given}
         words = [f"{key}={value}" for key, value in swept.items() if key not in chosen] + list(overrides)
-        jobs = [
-            job for batch in BasicSweeper.split_arguments(_parse(words), max_batch_size=None) for job in batch
-        ]
-        runs = [check(_compose([*searchpath, *job])) for job in jobs]
-        return Request(runs, ["hydra.sweeper.params=null", *words], True, base.dir)
+        batches = BasicSweeper.split_arguments(_parse(words), max_batch_size=None)
+        jobs = [_job(list(job), searchpath, refuse) for batch in batches for job in batch]
+        problems = {job.problem for job in jobs}
+        if len(problems) == 1 and (problem := jobs[0].problem) is not None:
+            raise ValueError(problem)  # what no combination escapes is a mistake of the words that they share
+        return Request(jobs, ["hydra.sweeper.params=null", *words], True, base.dir)
 
 
 def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> list[RunConfig]:
@@ -88,6 +113,15 @@ def check(config: DictConfig) -> RunConfig:
         raise ValueError(str(error).splitlines()[0]) from None
     assert isinstance(values, dict)
     return from_mapping({str(key): value for key, value in values.items()})
+
+
+def _job(words: list[str], searchpath: Sequence[str], refuse: bool) -> Job:
+    try:
+        return Job(words, check(_compose([*searchpath, *words])))
+    except ValueError as error:
+        if refuse:
+            raise
+        return Job(words, None, str(error))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`bnbench train --help`: the groups of conf/ with their meanings, without Hydra or torch."""
+"""`bnbench train --help` and `bnbench plan --help`: the groups of conf/ with their meanings, without Hydra or torch."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ def train_help() -> str:
         "Hydra's own options (--cfg, --info, --config-dir, tab completion): bnbench train --hydra-help",
     ]
     return "\n".join(lines)
+
+
+def plan_help() -> str:
+    return """\
+usage: bnbench plan [-m] [--json] [GROUP=CHOICE ...] [KEY=VALUE ...]
+
+What `bnbench train` would do with the same words (bnbench train --help lists them): the cells and runs, those that
+are finished already, the combinations that are invalid, each with its reason, and the time by earlier records beside
+the output folder. Starts nothing and writes nothing. Exit code: 0, or 2 if anything is invalid.
+
+    --json      the same as one JSON object
+
+Examples:
+    bnbench plan -m experiment=quickstart
+    bnbench plan -m norm=bn,gn norm.batch_size=2,4,24 seed=0,1,2 name=my-study"""
 
 
 def _models(default: str | None) -> list[str]:

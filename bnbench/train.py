@@ -61,16 +61,15 @@ class Application:
 def main(argv: Sequence[str]) -> int:
     """Compose, check, train, tell. Returns the exit code; raises ValueError for a user's mistake."""
     import hydra
-    from hydra._internal.utils import get_args_parser
 
     from bnbench.compose import read_request
 
-    arguments = _parse(get_args_parser(), argv)
+    arguments = parse(argv)
     application = Application()
     run_hydra = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)
     words, multirun = list(argv), arguments.multirun
     made: list[Path] = []
-    if not any(getattr(arguments, name, None) for name in HYDRAS_OWN):
+    if not asks_hydra(arguments):
         request = read_request(arguments.overrides, multirun, arguments.config_dir)
         multirun = request.multirun
         plan = plan_sweep(request.runs) if multirun else plan_single(request.runs[0])
@@ -96,25 +95,28 @@ def main(argv: Sequence[str]) -> int:
     return _last_words(application.plan, application.outcomes, arguments.overrides if multirun else None)
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str], verb: str = "train") -> argparse.Namespace:
     """Hydra's options, which may stand anywhere among the overrides."""
+    from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
-        raise ValueError(f"{message} (see bnbench train --help and --hydra-help)")
+        raise ValueError(f"{message} (see bnbench {verb} --help and --hydra-help)")
 
+    parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     return parser.parse_intermixed_args(list(argv))
+
+
+def asks_hydra(arguments: argparse.Namespace) -> bool:
+    """Whether an option is given that Hydra answers itself, such as `--cfg job`: nothing trains then."""
+    return any(getattr(arguments, name, None) for name in HYDRAS_OWN)
 
 
 def _announce(plan: Plan, multirun: bool) -> None:
     if not speaks(place_given()):
         return
     if multirun:
-        ranks = sorted({run.trainer.world_size for run in plan.runs})
-        _say(
-            f"{plan.cells()} cell(s), {len(plan.runs)} run(s), on {' or '.join(map(str, ranks))} rank(s), "
-            f"into {plan.runs[0].dir}"
-        )
+        _say(plan.headline())
         for line in told(plan.runs):
             _say(line)
     for remark in plan.remarks:

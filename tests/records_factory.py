@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+from bnbench.config import RunConfig
 from bnbench.records import Record, Status, cell_of, digest, write_record
 
 
@@ -76,6 +79,30 @@ def make_record(
             "data": {"train_images": 1024, "classes": 10},
         },
         error=None if finished else f"made up: {status}",
+    )
+
+
+def record_of(
+    run: RunConfig,
+    *,
+    fit: float = 10.0,
+    setup: float = 0.0,
+    measure: float = 0.0,
+    status: Status = "completed",
+    day: int = 1,
+    device: tuple[str, str | None] = ("cpu", None),
+) -> Record:
+    """The record that this run could have left, with the seconds that it took."""
+    made = make_record(status=status)
+    return dataclasses.replace(
+        made,
+        id=digest(run.identity()),
+        name=run.run_name,
+        identity=json.loads(json.dumps(run.identity())),
+        config=json.loads(json.dumps(dataclasses.asdict(run))),
+        timings={"setup_seconds": setup, "fit_seconds": fit, "measure_seconds": measure},
+        provenance=made.provenance
+        | {"device": {"type": device[0], "name": device[1]}, "written": f"2026-01-{day:02}T00:00:00+00:00"},
     )
 
 

@@ -25,6 +25,13 @@ class Plan:
     def cells(self) -> int:
         return len({digest(cell_of(run.identity())) for run in self.runs})
 
+    def ranks(self) -> list[int]:
+        return sorted({run.trainer.world_size for run in self.runs})
+
+    def headline(self) -> str:
+        ranks = " or ".join(map(str, self.ranks()))
+        return f"{self.cells()} cell(s), {len(self.runs)} run(s), on {ranks} rank(s), into {self.runs[0].dir}"
+
 
 def plan_single(config: RunConfig) -> Plan:
     """One run. ValueError if a setting would be ignored: what is asked must be what is done."""

@@ -135,7 +135,9 @@ def test_an_unknown_wandb_mode_is_refused(
 
 
 def test_an_unknown_verb_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, [], "unknown verb 'trian'", "train, report, doctor", "did you mean train?", verb="trian")
+    refused(
+        capsys, [], "unknown verb 'trian'", "train, plan, report, doctor", "did you mean train?", verb="trian"
+    )
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty", "file"])

@@ -1,0 +1,222 @@
+"""What a sweep would do, cell by cell, with the time that earlier records tell. Starts and writes nothing. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bnbench.compose import Job, Request
+from bnbench.config import RunConfig
+from bnbench.fairness import called
+from bnbench.records import Record, cell_of, digest, find_records, flatten, read_record
+from bnbench.sweep.estimate import Device, Estimate, estimate
+from bnbench.sweep.fairness import told
+from bnbench.sweep.plan import Plan
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    name: str
+    todo: list[RunConfig]
+    finished: list[RunConfig]
+    estimate: Estimate | None  # of a run; None where nothing is to do, or no record fits
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        return sorted(self.finished + self.todo, key=lambda run: run.seed)
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self.estimate is None else self.estimate.seconds * len(self.todo)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the curves would go: W&B's mode (`none` without it) and project, and what WANDB_MODE holds."""
+
+    mode: str
+    project: str | None
+    entity: str | None
+    environment: str | None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The records that estimates may rest on, and where they were looked for."""
+
+    records: list[Record]
+    folders: list[Path]
+    unreadable: int = 0
+
+
+@dataclass(frozen=True)
+class Preview:
+    """`fairness` and `remarks` are the lines that `bnbench train` opens with, and what would keep it from starting."""
+
+    jobs: list[Job]
+    plan: Plan
+    cells: list[PlannedCell]
+    device: Device | None
+    earlier: Earlier
+    tracking: Tracking | None
+    fairness: list[str]
+    remarks: list[str]
+    command: str
+
+    @property
+    def invalid(self) -> list[Job]:
+        return [job for job in self.jobs if job.problem is not None]
+
+    @property
+    def without_estimate(self) -> int:
+        return sum(len(cell.todo) for cell in self.cells if cell.estimate is None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the runs that have an estimate, one after another; None where runs are to do and none has one."""
+        known = [cell.seconds for cell in self.cells if cell.seconds is not None]
+        return sum(known) if known or not self.plan.todo else None
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Every rank holds a GPU. None where the records are not of GPUs."""
+        if self.device is None or self.device.type != "cuda":
+            return None
+        known = [(cell.seconds, cell.todo) for cell in self.cells if cell.seconds is not None]
+        return sum(seconds * todo[0].trainer.world_size for seconds, todo in known) / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        runs, track = self.plan.runs, self.tracking
+        return {
+            "cells": [_cell_json(cell) for cell in self.cells],
+            "invalid": [{"overrides": job.words, "reason": job.problem} for job in self.invalid],
+            "totals": {
+                "cells": len(self.cells),
+                "runs": len(runs),
+                "finished": len(self.plan.finished),
+                "todo": len(self.plan.todo),
+                "invalid": len(self.invalid),
+                "seconds": self.seconds,
+                "without_estimate": self.without_estimate,
+                "gpu_hours": self.gpu_hours,
+            },
+            "device": None if self.device is None else {"type": self.device.type, "name": self.device.name},
+            "records": {
+                "read": len(self.earlier.records),
+                "unreadable": self.earlier.unreadable,
+                "folders": [str(folder) for folder in self.earlier.folders],
+            },
+            "folders": list(dict.fromkeys(run.dir for run in runs)),
+            "ranks": self.plan.ranks(),
+            "wandb": None
+            if track is None
+            else {
+                "mode": track.mode,
+                "project": track.project,
+                "entity": track.entity,
+                "WANDB_MODE": track.environment,
+            },
+            "fairness": self.fairness,
+            "remarks": self.remarks,
+            "command": self.command,
+        }
+
+
+def preview(request: Request, plan: Plan, earlier: Earlier, remarks: Sequence[str], command: str) -> Preview:
+    """`remarks` are added to the plan's own."""
+    groups: dict[str, list[RunConfig]] = {}
+    for run in plan.runs:
+        groups.setdefault(digest(cell_of(run.identity()), 64), []).append(run)
+    cells, done = list(groups.values()), {run.folder for run in plan.finished}
+    todo = [[run for run in runs if run.folder not in done] for runs in cells]
+    told_by = estimate([runs[0] for runs in todo if runs], earlier.records)
+    estimates = iter(told_by.cells)
+    return Preview(
+        jobs=request.jobs,
+        plan=plan,
+        cells=[
+            PlannedCell(
+                name, left, [run for run in runs if run.folder in done], next(estimates) if left else None
+            )
+            for name, runs, left in zip(_names(cells), cells, todo, strict=True)
+        ],
+        device=told_by.device,
+        earlier=earlier,
+        tracking=_tracking(plan.runs),
+        fairness=told(plan.runs) if request.multirun and plan.runs else [],
+        remarks=[*plan.remarks, *remarks],
+        command=command,
+    )
+
+
+def read_earlier(runs: Iterable[RunConfig]) -> Earlier:
+    """The records of the sweeps beside that of these runs, and of its own.
+
+    A folder that the working directory lies in is not searched: data and environments may lie there too.
+    """
+    folders = []
+    for folder in dict.fromkeys(Path(run.dir) for run in runs):
+        beside = folder.absolute().parent
+        folders.append(folder if Path.cwd().is_relative_to(beside) else folder.parent)
+    paths = {path.resolve(): path for root in dict.fromkeys(folders) for path in find_records(root)}
+    records, unreadable = [], 0
+    for path in paths.values():
+        try:
+            records.append(read_record(path))
+        except ValueError:
+            unreadable += 1
+    return Earlier(records, list(dict.fromkeys(folders)), unreadable)
+
+
+def _names(cells: Sequence[Sequence[RunConfig]]) -> list[str]:
+    """What a run's name says without its seed; where cells share that, the settings that tell them apart."""
+    short = [runs[0].run_name.removesuffix(f"-s{runs[0].seed}") for runs in cells]
+    flat = [flatten(cell_of(runs[0].identity())) for runs in cells]
+    names = []
+    for name, mine in zip(short, flat, strict=True):
+        others = [theirs for other, theirs in zip(short, flat, strict=True) if other == name]
+        apart = [
+            key
+            for key, value in mine.items()
+            if all(key in theirs for theirs in others) and any(theirs[key] != value for theirs in others)
+        ]
+        names.append(" ".join([name, *(f"{called(key)}={mine[key]}" for key in apart)]))
+    return names
+
+
+def _tracking(runs: Sequence[RunConfig]) -> Tracking | None:
+    if not runs:
+        return None
+    modes = dict.fromkeys("none" if run.logger.name == "none" else run.logger.mode for run in runs)
+    logger = next((run.logger for run in runs if run.logger.name != "none"), None)
+    project, entity = (None, None) if logger is None else (logger.project, logger.entity)
+    return Tracking(" or ".join(modes), project, entity, os.environ.get("WANDB_MODE"))
+
+
+def _cell_json(cell: PlannedCell) -> dict[str, Any]:
+    first, told_by = cell.runs[0], cell.estimate
+    done = {run.folder for run in cell.finished}
+    return {
+        "name": cell.name,
+        "id": digest(cell_of(first.identity())),
+        "model": first.model.label,
+        "norm": first.kind,
+        "nbs": first.nbs,
+        "seeds": [run.seed for run in cell.runs],
+        "seconds": cell.seconds,
+        "seconds_per_run": None if told_by is None else told_by.seconds,
+        "source": None if told_by is None else told_by.source,
+        "runs": [
+            {
+                "name": run.run_name,
+                "id": digest(run.identity()),
+                "folder": str(run.folder),
+                "status": "finished" if run.folder in done else "todo",
+                "seconds": None if told_by is None or run.folder in done else told_by.seconds,
+            }
+            for run in cell.runs
+        ],
+    }
