@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from bnbench.span import Span
 
 from .augment import Augment
+from .files import FileSet
 from .images import ImageSet
 from .order import AUGMENTATION, epoch_steps, generator
 
@@ -36,8 +38,8 @@ class Normalizer:
         return torch.addcmul(self.shift, images, self.scale)
 
 
-class TrainLoader:
-    """This rank's share of every global step of the current epoch, augmented; the partial batch is dropped.
+class StepLoader:
+    """The order of training: this rank's shares of the current epoch's global steps, without the partial batch.
 
     With `accumulate` = k, each step's share comes in k parts, as k times as many ranks would take it: part p of
     rank r is what rank p W + r of k W ranks takes, so that statistics groups are the same as on that world.
@@ -46,9 +48,8 @@ class TrainLoader:
 
     def __init__(
         self,
-        data: ImageSet,
+        data: ImageSet | FileSet,
         normalize: Normalizer,
-        augment: str,
         *,
         global_batch: int,
         seed: int,
@@ -62,21 +63,21 @@ class TrainLoader:
                 f"global_batch={global_batch} is more than the {len(data)} training images: lower it, or "
                 "raise data.max_train"
             )
-        self.data, self.normalize, self.global_batch, self.seed = data, normalize, global_batch, seed
-        self.augment = Augment(data.images, augment)
+        self.num_images, self.normalize = len(data), normalize
+        self.global_batch, self.seed = global_batch, seed
         self.places = step_places(span, rank, world_size, accumulate)
         self.epoch = 0
 
     @property
     def steps(self) -> int:
         """Optimizer steps of an epoch."""
-        return len(self.data) // self.global_batch
+        return self.num_images // self.global_batch
 
     def __len__(self) -> int:
         return self.steps * len(self.places)
 
     @property
-    def sampler(self) -> TrainLoader:
+    def sampler(self) -> StepLoader:
         return self  # where Lightning looks for `set_epoch`
 
     def set_epoch(self, epoch: int) -> None:
@@ -87,15 +88,31 @@ class TrainLoader:
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The epoch's batches from number `first` on."""
-        steps = epoch_steps(len(self.data), self.global_batch, self.seed, self.epoch)
-        labels = self.data.labels
+        raise NotImplementedError
+
+    def shares(self, first: int = 0) -> Iterator[tuple[int, Tensor, slice]]:
+        """Of each batch from number `first` on: its step since the start of training, the indices of that step's images
+        (global_batch,), and the places in it that are this rank's."""
+        steps = epoch_steps(self.num_images, self.global_batch, self.seed, self.epoch)
         begun, within = divmod(first, len(self.places))
         for step, indices in enumerate(steps[begun:], start=self.epoch * self.steps + begun):
-            places, within = self.places[within:], 0
-            for place in places:
-                draws = generator(self.seed, AUGMENTATION, step)
-                images = self.augment(indices, place, draws)
-                yield self.normalize(images), labels[indices[place].to(labels.device)]
+            for place in self.places[within:]:
+                yield step, indices, place
+            within = 0
+
+
+class TrainLoader(StepLoader):
+    """Batches of a set that lies decoded on the training device, augmented there."""
+
+    def __init__(self, data: ImageSet, normalize: Normalizer, augment: str, **order: Any) -> None:
+        super().__init__(data, normalize, **order)
+        self.data, self.augment = data, Augment(data.images, augment)
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        labels = self.data.labels
+        for step, indices, place in self.shares(first):
+            images = self.augment(indices, place, generator(self.seed, AUGMENTATION, step))
+            yield self.normalize(images), labels[indices[place].to(labels.device)]
 
 
 def step_places(span: Span, rank: int, world_size: int, accumulate: int) -> list[slice]:

@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bnbench.span import Span
-
 from .files import FileSet, decode, transform
-from .loader import Batch, Normalizer, step_places
-from .order import AUGMENTATION, epoch_steps, mix
+from .loader import Batch, Normalizer, StepLoader
+from .order import AUGMENTATION, mix
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Draw = tuple[int, int]  # which image, and the seed of its augmentation
@@ -36,71 +34,36 @@ class Decoded(Dataset):
             return self.transform(image), self.data.labels[index]
 
 
-class StreamedTrainLoader:
-    """TrainLoader's order, shares and parts of a step, of images decoded by `workers` processes.
+class StreamedTrainLoader(StepLoader):
+    """Batches of images decoded by `workers` processes.
 
-    Image i of a global step is augmented by draws from (seed, step, i). Raises ValueError if the set holds fewer
-    images than a step takes; while iterating, for a file that does not decode, named.
+    Image i of a global step is augmented by draws from (seed, step, i). Raises ValueError, while iterating, for a file
+    that does not decode, named.
     """
 
     def __init__(
-        self,
-        data: FileSet,
-        normalize: Normalizer,
-        augment: str,
-        *,
-        workers: int,
-        global_batch: int,
-        seed: int,
-        span: Span,
-        rank: int,
-        world_size: int,
-        accumulate: int = 1,
+        self, data: FileSet, normalize: Normalizer, augment: str, *, workers: int, **order: Any
     ) -> None:
-        if len(data) < global_batch:
-            raise ValueError(
-                f"global_batch={global_batch} is more than the {len(data)} training images: lower it, or "
-                "raise data.max_train"
-            )
-        self.data, self.normalize, self.global_batch, self.seed = data, normalize, global_batch, seed
-        self.places = step_places(span, rank, world_size, accumulate)
-        self.epoch = 0
+        super().__init__(data, normalize, **order)
+        self.data = data
         self.workers, self._decoded, self._iterating = workers, Decoded(data, augment), False
-        self._shares = _Shares(self)
-        self._batches = self._read(self._shares, keep_workers=True)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of an epoch."""
-        return len(self.data) // self.global_batch
-
-    def __len__(self) -> int:
-        return self.steps * len(self.places)
-
-    @property
-    def sampler(self) -> StreamedTrainLoader:
-        return self  # where Lightning looks for `set_epoch`
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.batches()
+        self._draws = _Draws(self)
+        self._batches = self._read(self._draws, keep_workers=True)
 
     def batches(self, first: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from number `first` on; the others are not decoded."""
+        """The others are not decoded."""
         if self._iterating:  # precise statistics, in the midst of an epoch: kept workers serve one iteration
-            yield from _on_device(self._read(_Shares(self, first), keep_workers=False), self.normalize)
+            yield from _on_device(self._read(_Draws(self, first), keep_workers=False), self.normalize)
             return
-        self._iterating, self._shares.first = True, first
+        self._iterating, self._draws.first = True, first
         try:
             yield from _on_device(self._batches, self.normalize)
         finally:
             self._iterating = False
 
-    def _read(self, shares: _Shares, keep_workers: bool) -> DataLoader:
+    def _read(self, draws: _Draws, keep_workers: bool) -> DataLoader:
         device = self.normalize.scale.device
-        return _data_loader(self._decoded, shares, self.workers, device, keep_workers)
+        return _data_loader(self._decoded, draws, self.workers, device, keep_workers)
 
     def close(self) -> None:
         """End the workers, which otherwise wait for the next epoch."""
@@ -142,7 +105,7 @@ class StreamedTestLoader:
         _end_workers(self._batches)
 
 
-class _Shares:
+class _Draws:
     """The draws of each of this rank's batches in the loader's current epoch, from batch `first` on."""
 
     def __init__(self, loader: StreamedTrainLoader, first: int = 0) -> None:
@@ -153,14 +116,13 @@ class _Shares:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         of = self.loader
-        steps = epoch_steps(len(of.data), of.global_batch, of.seed, of.epoch)
-        begun, within = divmod(self.first, len(of.places))
-        for step, indices in enumerate(steps[begun:], start=of.epoch * of.steps + begun):
-            chosen, first = indices.tolist(), step * of.global_batch
-            places, within = of.places[within:], 0
-            for place in places:
-                mine = range(of.global_batch)[place]
-                yield [(chosen[i], mix(of.seed, AUGMENTATION, first + i)) for i in mine]
+        for step, indices, place in of.shares(self.first):
+            chosen, numbers = indices[place].tolist(), range(of.global_batch)[place]
+            first = step * of.global_batch
+            yield [
+                (index, mix(of.seed, AUGMENTATION, first + i))
+                for index, i in zip(chosen, numbers, strict=True)
+            ]
 
 
 def _data_loader(

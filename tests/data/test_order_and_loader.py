@@ -82,6 +82,22 @@ def test_who_shares_statistics_depends_on_the_nbs_alone(world, nbs, span):
         }
 
 
+def test_an_epoch_can_be_gone_on_with_anywhere():
+    images = torch.randint(256, (29, 3, 8, 8), dtype=torch.uint8)
+    data = ImageSet(images, torch.arange(29), 29)
+    plain = Normalizer((0.5,) * 3, (0.5,) * 3, torch.device("cpu"), torch.float64)
+    place = {"span": span_of(4, 2, 2), "rank": 1, "world_size": 2, "accumulate": 2}
+    loader = TrainLoader(data, plain, "crop_flip", global_batch=8, seed=3, **place)
+    loader.set_epoch(2)
+    whole = list(loader)
+    assert len(whole) == len(loader) == 6
+    for first in range(7):
+        rest = list(loader.batches(first))
+        assert len(rest) == 6 - first
+        for one, other in zip(rest, whole[first:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 def test_an_epoch_takes_no_image_twice_and_drops_the_partial_batch():
     taken = _labels(_loader())
     assert len(taken) == len(set(taken)) == IMAGES // GLOBAL_BATCH * GLOBAL_BATCH < IMAGES

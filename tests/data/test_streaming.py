@@ -118,6 +118,17 @@ def test_workers_change_nothing_and_end_when_told(files):
     helped.close()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_gone_on_with_anywhere(files, workers):
+    place = (0, 2, span_of(4, 2, 2))
+    whole = _epoch(_loader(files, *place, accumulate=2), 1)
+    loader = _loader(files, *place, accumulate=2, workers=workers)
+    loader.set_epoch(1)
+    for first in (3, 0, 2, len(whole)):
+        assert _same(list(loader.batches(first)), whole[first:])
+    loader.close()
+
+
 def test_every_image_of_every_step_draws_its_own_augmentation(files):
     one_picture = dataclasses.replace(files, files=files.files[:1].repeat(len(files)))
     images = [

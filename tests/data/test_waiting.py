@@ -32,8 +32,8 @@ class Sleepy:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def __iter__(self):
-        for step in range(STEPS):
+    def batches(self, first: int = 0):
+        for step in range(first, STEPS):
             time.sleep(self.pause.get(self.epoch, self.others))
             yield step
 
@@ -72,9 +72,20 @@ def test_an_epoch_that_is_broken_off_counts_what_it_waited():
     assert SLOW <= loader.waited[0] < STEPS * SLOW
 
 
+def test_an_epoch_that_is_gone_on_with_counts_on():
+    loader = WatchedLoader(Sleepy(SLOW, SLOW))
+    next(iter(loader))
+    again = WatchedLoader(Sleepy(SLOW, SLOW))
+    again.load_state_dict(loader.state_dict())
+    again.first = 3
+    assert list(again) == [3]
+    assert 2 * SLOW <= again.waited[0] < STEPS * SLOW
+    assert list(again) == list(range(STEPS)), "only once"
+
+
 def test_watching_costs_next_to_nothing():
     loader = Sleepy(0, 0)
-    loader.__class__ = type("Quick", (Sleepy,), {"__iter__": lambda self: iter(range(20_000))})
+    loader.__class__ = type("Quick", (Sleepy,), {"batches": lambda self, first: iter(range(20_000))})
     started = time.perf_counter()
     assert sum(1 for _ in WatchedLoader(loader)) == 20_000
     assert (time.perf_counter() - started) / 20_000 < 20e-6, "seconds for each step"

@@ -1,4 +1,4 @@
-"""Ranks that are killed at random moments: nothing finished is lost, and what comes of it all is what would have come."""
+"""Ranks killed at random moments: nothing finished is lost, and in the end all is as it would have been."""
 
 from __future__ import annotations
 
