@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -60,6 +62,19 @@ def git_state(folder: Path) -> dict[str, Any]:
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "dirty": None}
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *WHAT_RUNS))}
+
+
+WHAT_TRAINS = ("config", "data", "models", "norms", "training", "span.py")
+
+
+@functools.cache
+def code_digest() -> str:
+    """What tells the code that trains apart from another version of it, committed or not."""
+    root, state = Path(__file__).parent, hashlib.sha256()
+    for name in WHAT_TRAINS:
+        for path in sorted([root / name] if name.endswith(".py") else (root / name).rglob("*.py")):
+            state.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return state.hexdigest()[:16]
 
 
 def cpu_model() -> str:

@@ -128,8 +128,14 @@ def find_records(root: Path) -> Iterator[Path]:
 
 def is_finished(folder: Path) -> bool:
     """Whether a run folder holds the record of a run that need not be trained again."""
+    return finished_status(folder) is not None
+
+
+def finished_status(folder: Path) -> Status | None:
+    """The status of the finished run that a folder holds; None if it holds none."""
     path = folder / RECORD
     try:
-        return path.exists() and read_record(path).status in FINISHED
+        status = read_record(path).status if path.exists() else None
     except ValueError:
-        return False
+        return None
+    return status if status in FINISHED else None

@@ -151,7 +151,12 @@ def _end_with_rank(_: int) -> None:
 
     Until then it would hold the rank's connections open, and the others would not see that the rank is gone.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a rank ignores it, and its children would
+    for number in (
+        signal.SIGTERM,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    ):  # sent to all: the rank first makes a checkpoint
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 from bnbench.config import RunConfig
 from bnbench.provenance import provenance
 from bnbench.records import Record, digest, write_record
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Outcome:
 
 
 def write_failure(config: RunConfig, status: str, error: str) -> None:
-    """The record of a run whose ranks could not write it."""
+    """The record of a run whose ranks could not write it. Where it cannot be written either, a warning."""
     identity = config.identity()
     record = Record(
         schema=1,
@@ -33,4 +36,7 @@ def write_failure(config: RunConfig, status: str, error: str) -> None:
         provenance=provenance(),
         error=error,
     )
-    write_record(config.folder, record)
+    try:
+        write_record(config.folder, record)
+    except OSError as problem:
+        log.warning("no record of %s: %s", config.run_name, problem.strerror or problem)

@@ -29,7 +29,9 @@ from bnbench.sweep.stopping import StopRequest, deadline
 PRELOAD = ["bnbench.sweep.quiet", "bnbench.training.run"]
 BROKEN = ("gone", "oom", "failed")  # what ends a world, the likelier cause first
 GRACE_SECONDS = 5.0  # for the other ranks, once one has failed
-SAVING_SECONDS = 60.0  # for a checkpoint, once a run has had its time
+SAVING_SECONDS = (
+    600.0  # for a window, an evaluation and a checkpoint, once a run has had its time; then it hangs
+)
 LISTENING_SECONDS = 0.5  # between two looks at whether to stop
 
 
@@ -108,16 +110,16 @@ class SpawnedWorld:
                 break
         answers: dict[int, tuple[str, str | None]] = {}
         pending: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(self._pipes)}
-        told, patience = False, math.inf
+        told, patience = "", math.inf  # told: what its end will be called
         while pending:
             ready: list[Any] = wait(list(pending), LISTENING_SECONDS)
             now = time.monotonic()
             if now > patience:
                 break  # they hang, in a collective with a rank that failed or by themselves
             if not told and (stop.asked or now > until):
-                told = True
+                told = "preempted" if stop.asked else "timeout"
                 self._tell_to_stop()
-                if now > until:
+                if told == "timeout":
                     patience = now + SAVING_SECONDS
             for pipe in ready:
                 rank = pending[pipe]
@@ -136,11 +138,13 @@ class SpawnedWorld:
         broken = {rank: answer for rank, answer in answers.items() if answer[0] in BROKEN}
         if not broken:
             self.alive = not pending
-            status, error = answers.get(0, ("preempted", "its ranks did not answer"))
+            status, error = answers.get(
+                0, ("preempted", f"its ranks did not answer for {SAVING_SECONDS:g} s")
+            )
             if status == "preempted":
-                if time.monotonic() > until:
+                if told == "timeout":
                     limit = config.trainer.time_limit_minutes
-                    status, error = "timeout", f"trainer.time_limit_minutes={limit:g} are over: {error}"
+                    status, error = told, f"trainer.time_limit_minutes={limit:g} are over: {error}"
                 write_failure(config, status, error or "")
             return Outcome(config, status, error)
         self.alive = False

@@ -22,18 +22,20 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointFolder(CheckpointIO):
-    """`<run>/checkpoints/step-<n>.<digest>.ckpt`; the digest is of the file's bytes. Written by rank 0, read by all.
+    """`<run>/checkpoints/step-<n>.<maker>.<digest>.ckpt`; the digest is of the file's bytes. Written by rank 0, read by
+    all.
 
-    A file that cannot be written is a warning, not the end of the run: `problem` says why.
+    `maker` tells apart what would not go on from each other's checkpoints: other code, other settings beside the
+    run's identity. A file that cannot be written is a warning, not the end of the run: `problem` says why.
     """
 
-    def __init__(self, run_folder: Path) -> None:
-        self.folder = run_folder / FOLDER
+    def __init__(self, run_folder: Path, maker: str) -> None:
+        self.folder, self.maker = run_folder / FOLDER, maker
         self.problem: str | None = None
 
     def path(self, step: int) -> str:
         """Where a checkpoint of this step is asked to go: the digest is not known yet."""
-        return str(self.folder / f"step-{step:08d}")
+        return str(self.folder / f"step-{step:08d}.{self.maker}")
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -46,7 +48,7 @@ class CheckpointFolder(CheckpointIO):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(target, data)
-            for old in self._newest_first()[KEPT:]:
+            for old in self._mine()[KEPT:]:
                 old.unlink(missing_ok=True)
             self.problem = None
         except OSError as error:
@@ -63,24 +65,35 @@ class CheckpointFolder(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The last checkpoint that is whole, and what is said of later ones that are not."""
-        remarks = []
-        for path in self._newest_first():
+        """The last checkpoint that is whole and of this maker, and what is said of those that are passed over.
+
+        Broken ones are removed: as the newest by their step they would take the place of whole ones.
+        """
+        others = sorted(
+            {path.name for path in self.folder.glob(f"step-*{SUFFIX}")} - {p.name for p in self._mine()}
+        )
+        remarks = [
+            f"{name} is passed over: other code, hardware or settings (measure, evals_per_epoch, trainer.log_every) "
+            "made it"
+            for name in others
+        ]
+        for path in self._mine():
             try:
-                whole = path.name.split(".")[1] == _digest(path.read_bytes())
+                if path.name.split(".")[2] == _digest(path.read_bytes()):
+                    return path, remarks
             except OSError as error:
                 remarks.append(f"{path.name} is passed over: {error.strerror or error}")
                 continue
-            if whole:
-                return path, remarks
             remarks.append(f"{path.name} is passed over: its bytes are not those that were written")
+            path.unlink(missing_ok=True)
         return None, remarks
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.folder.glob(f"step-*.*{SUFFIX}"), reverse=True)
+    def _mine(self) -> list[Path]:
+        """From the newest to the oldest."""
+        return sorted(self.folder.glob(f"step-*.{self.maker}.*{SUFFIX}"), reverse=True)
 
 
 def _digest(data: bytes | memoryview) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,11 +38,17 @@ class Meter:
     """
 
     def __init__(self) -> None:
-        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._batches: list[tuple[Tensor, ...]] = []
 
     def add(self, mean_loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """`mean_loss` () over the batch, `logits` (N, classes), `labels` (N,); detached here."""
         self._batches.append((mean_loss.detach(), logits.detach(), labels))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": [tuple(part.cpu() for part in batch) for batch in self._batches]}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self._batches = [tuple(part.to(device) for part in batch) for batch in state["batches"]]
 
     def drain(self) -> Totals:
         """The totals over all ranks since the last drain: one small collective. Call it on every rank."""

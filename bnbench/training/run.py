@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
+
 from bnbench import data
 from bnbench.config import RunConfig
-from bnbench.records import EPOCHS, HEALTH, Record, Status, digest, write_record
+from bnbench.provenance import code_digest
+from bnbench.records import EPOCHS, HEALTH, Record, Status, digest, finished_status, write_record
 from bnbench.training.callbacks import (
     Checkpoint,
     History,
@@ -22,6 +25,7 @@ from bnbench.training.callbacks import (
 )
 from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.evaluation import FinalMeasures, landscape_metrics
+from bnbench.training.lock import RunLock
 from bnbench.training.result import (
     WEIGHTS,
     asked,
@@ -32,7 +36,7 @@ from bnbench.training.result import (
     save_weights,
     timings,
 )
-from bnbench.training.setup import DataCache, set_up, settle
+from bnbench.training.setup import DataCache, Setup, set_up, settle
 from bnbench.training.tracking import describe, finish_tracking, start_tracking
 from bnbench.training.trainer import build_trainer, measuring_callbacks, norm_callbacks, statistics_policy
 from bnbench.training.world import World
@@ -59,8 +63,22 @@ def train_run(
     settle(config, world)
     _together(world, partial(_download, config, world))
     setup = _together(world, partial(set_up, config, world, cache))
-    _together(world, partial(_make_folder, config, world))
-    checkpoints = CheckpointFolder(config.folder)
+    lock = RunLock(config.folder)
+    try:
+        _together(world, partial(_make_folder, config, world, lock))
+        return _train(config, world, setup, report, stop, started)
+    finally:
+        setup.close()
+        lock.release()
+
+
+def _train(
+    config: RunConfig, world: World, setup: Setup, report: Report, stop: Callable[[], bool], started: float
+) -> Status:
+    done = world.from_leader(finished_status(config.folder) if world.leads else None)
+    if done is not None:  # by another process, since this one planned
+        return done
+    checkpoints = CheckpointFolder(config.folder, maker(config, world))
     found, remarks = world.from_leader(checkpoints.newest() if world.leads else None)
     logger = start_tracking(config, config.folder) if world.leads else None
     record = None
@@ -122,7 +140,6 @@ def train_run(
             checkpoints.clear()
         return status
     finally:
-        setup.close()
         finish_tracking(logger, record)
 
 
@@ -137,17 +154,34 @@ def _together(world: World, step: Callable[[], Any]) -> Any:
     return result
 
 
+def maker(config: RunConfig, world: World) -> str:
+    """What has to be the same for a run to go on from a checkpoint, beside its identity, in 8 hexadecimal digits."""
+    return digest(
+        {
+            "code": code_digest(),
+            "torch": torch.__version__,
+            "device": world.device.type,
+            "measure": dataclasses.asdict(config.measure),
+            "evaluations": [config.evals_per_epoch, config.target_error],
+            "log_every": config.trainer.log_every,
+        }
+    )
+
+
 def _download(config: RunConfig, world: World) -> None:
     """One rank of each node fetches what is not there yet; the others wait for it in `_together`."""
     if config.data.download and world.place.local_rank == 0:
         data.load(config.data)
 
 
-def _make_folder(config: RunConfig, world: World) -> None:
+def _make_folder(config: RunConfig, world: World, lock: RunLock) -> None:
     if not world.leads:
         return
     try:
         config.folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+        if finished_status(config.folder) is not None:
+            return
         for left in (EPOCHS, HEALTH, WEIGHTS):  # of an attempt that did not finish
             (config.folder / left).unlink(missing_ok=True)
     except OSError as error:

@@ -136,6 +136,8 @@ def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
         model.compile()
     # The ranks have built one network, and drop different parts of it.
     torch.manual_seed(data.dropout_seed(config.seed, world.place.rank))
+    if dtype == torch.float64:
+        model = model.double()  # Lightning would do it after it has read a checkpoint, into fp32
     recipe = partial(build_optimizer, config=config, steps_per_epoch=train_loader.steps)
     module = Classifier(model, recipe, config.recipe, aux_weight)
     return Setup(splits, module, norm_swap, start, train_loader, test_loader)

@@ -98,3 +98,25 @@ def test_ctrl_c_leaves_no_worker(workplace: Path, pictures: Path, temporary: Pat
     assert done.returncode == 130, done.stderr
     assert done.stderr == "bnbench: interrupted; what is finished is kept, the same command goes on\n"
     assert left_in(temporary) == []
+
+
+def test_asked_to_stop_it_makes_its_checkpoint_with_workers_that_hear_it_too(
+    workplace: Path, pictures: Path
+) -> None:
+    words = (*WORDS, "data.workers=1", "epochs=40", "trainer.log_every=1", "name=left")
+    process = start([BNBENCH, "train", *words], workplace)
+    begun = time.monotonic()
+    while not (rows := sorted((workplace / "runs").rglob("epochs.csv"))):
+        assert time.monotonic() - begun < 60 and process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    done = finish(process)
+    assert done.returncode == 143, done.stderr
+    (record,) = records(workplace / "runs")
+    assert record.status == "preempted", record.error
+    assert list((rows[0].parent / "checkpoints").iterdir())
+    assert train(*words) == 0
+    assert train(*words[:-1], "name=whole") == 0
+    left, whole = records(workplace / "runs")
+    assert len(left.provenance["resumed"]) == 1
+    assert left.metrics["weights_sha256"] == whole.metrics["weights_sha256"]

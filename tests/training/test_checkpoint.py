@@ -14,6 +14,7 @@ from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.records import EPOCHS, HEALTH, RECORD, Record, read_record
 from bnbench.training.checkpoint import FOLDER, KEPT, CheckpointFolder
+from bnbench.training.lock import NAME, RunLock
 from tests.ranks import WarmWorld
 
 # 8 steps of 64 in an epoch; windows of 3 steps end at 3 and 6.
@@ -96,7 +97,8 @@ CASES = {
                "recipe.clip_norm=1.0"],
     "adamw": ["norm=gn", "optim=adamw", "optim.lr=0.001", "model.dropout=0.3"],
     "landscape": ["norm=bn", "measure.landscape=true", "measure.landscape_every=3", "evals_per_epoch=2"],
-    "evaluations": ["norm=bn", "evals_per_epoch=4", "trainer.log_every=1"],
+    "evaluations": ["norm=bn", "evals_per_epoch=4", "trainer.log_every=2"],
+    "fp64": ["norm=gn", "trainer.precision=fp64"],
 }  # fmt: skip
 
 
@@ -106,10 +108,10 @@ def test_a_run_left_anywhere_ends_bit_identical(tmp_path, worlds, case, size):
     words = [*CASES[case], f"trainer.devices={size}"]
     whole, left = _config(tmp_path / "whole", *words), _config(tmp_path / "left", *words)
     assert set(worlds[size].call(_train, whole, [])) == {"completed"}
-    # Within the first epoch, at its end, and one window later, wherever those are.
-    assert set(worlds[size].call(_train, left, [1, 1, 0])) == {"completed"}
+    # Where the looks are at 3, 6, 8, 11, 14 and 16: within an epoch, at its end, within the next, at its end.
+    assert set(worlds[size].call(_train, left, [1, 0, 1, 0])) == {"completed"}
     record = _assert_same(whole, left)
-    assert len(record.provenance["resumed"]) == 3
+    assert len(record.provenance["resumed"]) == 4
     steps = [attempt["step"] for attempt in record.provenance["resumed"]]
     assert steps == sorted(set(steps))
 
@@ -122,7 +124,7 @@ def _made(world: Any, config: RunConfig, look: int) -> list[str]:
 
     with pytest.raises(PreemptedError):
         train_run(config, world, DataCache(), lambda _: None, _Stop(look, True))
-    return [path.name for path in CheckpointFolder(config.folder)._newest_first()]
+    return sorted((path.name for path in (config.folder / FOLDER).iterdir()), reverse=True)
 
 
 def test_a_broken_checkpoint_is_passed_over_and_told(tmp_path, worlds):
@@ -165,13 +167,61 @@ def test_a_run_that_diverges_leaves_no_checkpoint_to_go_on_from(tmp_path, worlds
 
 
 def test_the_newest_whole_file_counts_and_few_are_kept(tmp_path):
-    folder = CheckpointFolder(tmp_path)
+    folder = CheckpointFolder(tmp_path, "mine")
     assert folder.newest() == (None, [])
     for step in (2, 10, 9):
         folder.save_checkpoint({"step": torch.tensor(step)}, folder.path(step))
     path, remarks = folder.newest()
     assert (folder.load_checkpoint(path)["step"].item(), remarks) == (10, [])
-    assert [name.name[:13] for name in folder._newest_first()] == ["step-00000010", "step-00000009"]
-    assert not [path for path in folder.folder.iterdir() if path.name.startswith(".")]
+    assert sorted(path.name[:18] for path in folder.folder.iterdir()) == [
+        "step-00000009.mine",
+        "step-00000010.mine",
+    ]
+    for broken in folder.folder.iterdir():
+        broken.write_bytes(b"")
+    other = CheckpointFolder(tmp_path, "other")
+    other.save_checkpoint({}, other.path(99))
+    found, remarks = folder.newest()
+    assert found is None and len(remarks) == 3
+    assert [path.name[:19] for path in folder.folder.iterdir()] == ["step-00000099.other"], (
+        "broken ones are removed"
+    )
+    folder.save_checkpoint({"step": torch.tensor(1)}, folder.path(1))
+    assert folder.newest()[0].name.startswith("step-00000001.mine."), "in spite of an other's later step"
     folder.clear()
     assert folder.newest() == (None, [])
+
+
+def test_other_settings_start_anew_and_say_so(tmp_path, worlds):
+    words = ["norm=bn", "trainer.devices=1"]
+    config = _config(tmp_path, *words)
+    (names,) = worlds[1].call(_made, config, 1)
+    looking = _config(tmp_path, *words, "measure.landscape=true")
+    assert looking.folder == config.folder
+    assert set(worlds[1].call(_train, looking, [])) == {"completed"}
+    record = read_record(config.folder / RECORD)
+    assert record.provenance["resumed"] == []
+    (remark,) = record.provenance["checkpoint_remarks"]
+    assert remark.startswith(f"{names[0]} is passed over: other code, hardware or settings (measure,")
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path):
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    first.take()
+    with pytest.raises(ValueError, match="is being trained by another process"):
+        second.take(0.3)
+    first.release()
+    second.take(0.3)
+    first.release()
+    assert second.path.exists()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_process_finished_is_not_trained_again(tmp_path, worlds):
+    config = _config(tmp_path, "norm=bn", "trainer.devices=2")
+    assert set(worlds[2].call(_train, config, [])) == {"completed"}
+    before = (config.folder / RECORD).read_bytes()
+    assert set(worlds[2].call(_train, config, [])) == {"completed"}
+    assert (config.folder / RECORD).read_bytes() == before
+    assert not (config.folder / NAME).exists()

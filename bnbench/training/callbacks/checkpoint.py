@@ -42,13 +42,14 @@ class PreemptedError(Exception):
 class Checkpoint(Callback):
     """Makes a checkpoint every `checkpoint_minutes` (None: only when asked to stop), and takes one up.
 
-    It is made where nothing is half-done: at the end of a window of `log_every` steps that no evaluation follows,
-    or of an epoch but the last; an epoch has `steps`. Whether it is time is agreed on by all ranks there: rank 0's
-    clock, any rank's `stop`, one small collective. Asked to stop, the run is left with PreemptedError.
+    It is made where nothing is half-done: after each `log_every` steps, a step later where an evaluation comes between,
+    and at the end of an epoch but the last; an epoch has `steps`. Whether it is time is agreed on by all ranks
+    there: rank 0's clock, any rank's `stop`, one small collective. Asked to stop, the run is left with
+    PreemptedError.
 
     Lightning keeps weights, optimizer, schedule and where its loops are. What else has a state is here: `parts` (by
     name), the weights' average, and of each rank its buffers (running statistics differ by rank between
-    evaluations) and its random numbers. The window of the training curve is empty wherever a checkpoint is made.
+    evaluations), the batches of its unfinished window and its random numbers.
     Must come last of a bundle.
     """
 
@@ -70,7 +71,7 @@ class Checkpoint(Callback):
         self.seconds_before = 0.0  # of training, in the attempts before this one
         self._started = self._last = time.monotonic()
         self._taken: dict[str, Any] | None = None
-        self._behind = 0
+        self._behind, self._to_look = 0, False
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
 
     # When
@@ -79,7 +80,11 @@ class Checkpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done, within = divmod(batch_idx + 1, self.accumulate)
-        if not within and not done % self.every and done % self.between:
+        if within:
+            return
+        self._to_look = self._to_look or not done % self.every
+        # Lightning goes on after an evaluation that a checkpoint came before, and so would skip it.
+        if self._to_look and done % self.between:
             self._save_if_time(trainer, pl_module, batch_idx + 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,6 +93,7 @@ class Checkpoint(Callback):
 
     def _save_if_time(self, trainer: Trainer, module: LightningModule, behind: int) -> None:
         """`behind`: batches of the epoch that the run goes on in."""
+        self._to_look = False
         if trainer.should_stop:  # it diverged
             return
         due = self.seconds is not None and time.monotonic() - self._last >= self.seconds
@@ -118,6 +124,7 @@ class Checkpoint(Callback):
         mine = {
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "buffers": _buffers(module.model),
+            "window": module.window.state_dict(),
             "random": random_state(module.device),
         }
         if module.average is not None:
@@ -152,6 +159,7 @@ class Checkpoint(Callback):
         module: Any = pl_module
         mine = taken["ranks"][trainer.global_rank]
         module.lr = taken["lr"]
+        module.window.load_state_dict(mine["window"], module.device)
         module.validated = None if taken["validated"] is None else Totals(*taken["validated"])
         if module.average is not None:
             module.average.load_state_dict(taken["average"])
