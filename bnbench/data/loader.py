@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +39,7 @@ class Normalizer:
         return torch.addcmul(self.shift, images, self.scale)
 
 
-class StepLoader:
+class StepLoader(ABC):
     """The order of training: this rank's shares of the current epoch's global steps, without the partial batch.
 
     With `accumulate` = k, each step's share comes in k parts, as k times as many ranks would take it: part p of
@@ -86,9 +87,9 @@ class StepLoader:
     def __iter__(self) -> Iterator[Batch]:
         return self.batches()
 
+    @abstractmethod
     def batches(self, first: int = 0) -> Iterator[Batch]:
         """The epoch's batches from number `first` on."""
-        raise NotImplementedError
 
     def shares(self, first: int = 0) -> Iterator[tuple[int, Tensor, slice]]:
         """Of each batch from number `first` on: its step since the start of training, the indices of that step's images

@@ -23,15 +23,13 @@ from bnbench.sweep.attached import run_attached
 from bnbench.sweep.outcome import Outcome, write_failure
 from bnbench.sweep.plan import Plan
 from bnbench.sweep.progress import SweepProgress
-from bnbench.sweep.rank import STOP, serve
-from bnbench.sweep.stopping import StopRequest, deadline
+from bnbench.sweep.rank import GO, STOP, serve
+from bnbench.sweep.stopping import StoppedError, StopRequest, deadline
 
 PRELOAD = ["bnbench.sweep.quiet", "bnbench.training.run"]
 BROKEN = ("gone", "oom", "failed")  # what ends a world, the likelier cause first
 GRACE_SECONDS = 5.0  # for the other ranks, once one has failed
-SAVING_SECONDS = (
-    600.0  # for a window, an evaluation and a checkpoint, once a run has had its time; then it hangs
-)
+SAVING_SECONDS = 600.0  # for a window and a checkpoint once a run has had its time: then it hangs
 LISTENING_SECONDS = 0.5  # between two looks at whether to stop
 
 
@@ -50,9 +48,11 @@ def run_all(plan: Plan) -> list[Outcome]:
 def _run_spawned(plan: Plan, stop: StopRequest) -> list[Outcome]:
     outcomes: list[Outcome] = []
     waiting = list(plan.todo)
-    with SweepProgress(len(waiting)) as progress:
-        while waiting and not stop.asked:
-            with SpawnedWorld(waiting[0]) as world:
+    with contextlib.suppress(StoppedError), SweepProgress(len(waiting)) as progress:
+        while waiting:
+            with stop.at_once():
+                world = SpawnedWorld(waiting[0])
+            with world:
                 while waiting and not stop.asked and world.alive and world.fits(waiting[0]):
                     config = waiting.pop(0)
                     progress.begin(config)
@@ -95,6 +95,9 @@ class SpawnedWorld:
             theirs.close()
             self._pipes.append(ours)
             self._ranks.append(process)
+        for pipe in self._pipes:
+            with contextlib.suppress(OSError):  # a rank that is gone: the first run finds out
+                pipe.send(GO)
 
     def fits(self, config: RunConfig) -> bool:
         mine, theirs = self.trainer, config.trainer
@@ -111,6 +114,7 @@ class SpawnedWorld:
         answers: dict[int, tuple[str, str | None]] = {}
         pending: dict[Any, int] = {pipe: rank for rank, pipe in enumerate(self._pipes)}
         told, patience = "", math.inf  # told: what its end will be called
+        begun = False
         while pending:
             ready: list[Any] = wait(list(pending), LISTENING_SECONDS)
             now = time.monotonic()
@@ -118,6 +122,8 @@ class SpawnedWorld:
                 break  # they hang, in a collective with a rank that failed or by themselves
             if not told and (stop.asked or now > until):
                 told = "preempted" if stop.asked else "timeout"
+                if stop.asked and not begun:
+                    break  # its ranks import, or set up: there is nothing to save
                 self._tell_to_stop()
                 if told == "timeout":
                     patience = now + SAVING_SECONDS
@@ -129,6 +135,7 @@ class SpawnedWorld:
                     self._ranks[rank].join(GRACE_SECONDS)
                     kind, value = "gone", f"ended with exit code {self._ranks[rank].exitcode}"
                 if kind == "progress":
+                    begun = True
                     progress.update(value)
                     continue
                 del pending[pipe]
@@ -138,9 +145,10 @@ class SpawnedWorld:
         broken = {rank: answer for rank, answer in answers.items() if answer[0] in BROKEN}
         if not broken:
             self.alive = not pending
-            status, error = answers.get(
-                0, ("preempted", f"its ranks did not answer for {SAVING_SECONDS:g} s")
+            silent = (
+                f"its ranks did not answer for {SAVING_SECONDS:g} s" if begun else "before its first steps"
             )
+            status, error = answers.get(0, ("preempted", f"asked to stop: {silent}"))
             if status == "preempted":
                 if told == "timeout":
                     limit = config.trainer.time_limit_minutes

@@ -50,7 +50,10 @@ class SweepProgress:
         self.bars.reset(self._run, description=config.run_name, visible=True, detail="preparing")
 
     def update(self, event: Mapping[str, Any]) -> None:
-        """An event of a TrainingCurve: epoch, step, steps, images_per_s."""
+        """What a run has come to: its stage, or an event of a TrainingCurve (epoch, step, steps, images_per_s)."""
+        if "stage" in event:
+            self.bars.update(self._run, detail=event["stage"])
+            return
         share = event["step"] / event["steps"]
         left = (self.total - self.done - share) / (self.done + share)
         seconds = left * (time.monotonic() - self._started)

@@ -14,12 +14,17 @@ from bnbench.config import RunConfig
 from bnbench.launch import Place
 from bnbench.sweep.stopping import leave_it_to_the_starter
 
+GO = "go"  # comes down the pipe once all ranks are there
 STOP = "stop"  # what comes down the pipe in the midst of a run
 
 
 def serve(place: Place, accelerator: str, store_path: str, pipe: Connection) -> None:
     """A rank's life: join the world, then train what comes down the pipe until None does."""
     leave_it_to_the_starter()
+    try:
+        pipe.recv()  # GO: a rank that is alone, its starter gone in the midst of starting, would wait for the others
+    except EOFError:
+        return
     me = multiprocessing.current_process()
     # The starter still ends it as the daemon that it was started as; here, it may have children to stream images.
     me.daemon = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -14,12 +16,28 @@ from bnbench.config import RunConfig
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
+class StoppedError(Exception):
+    """Asked to stop where there is nothing to save."""
+
+
 class StopRequest:
     """Within it the first of `SIGNALS` sets `asked`, the next does what it did before."""
 
     def __init__(self) -> None:
         self.asked = False
+        self._at_once = False
         self._before: dict[int, Any] = {}
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise StoppedError within it, or if asked before: for what takes seconds and has nothing to save."""
+        self._at_once = True
+        try:
+            if self.asked:
+                raise StoppedError
+            yield
+        finally:
+            self._at_once = False
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
@@ -31,6 +49,8 @@ class StopRequest:
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
         self._restore()
+        if self._at_once:
+            raise StoppedError
 
     def _restore(self) -> None:
         before, self._before = self._before, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,6 +43,7 @@ from bnbench.training.trainer import build_trainer, measuring_callbacks, norm_ca
 from bnbench.training.world import World
 
 Report = Callable[[Mapping[str, Any]], None]
+log = logging.getLogger(__name__)
 
 
 def never() -> bool:
@@ -75,11 +77,13 @@ def train_run(
 def _train(
     config: RunConfig, world: World, setup: Setup, report: Report, stop: Callable[[], bool], started: float
 ) -> Status:
-    done = world.from_leader(finished_status(config.folder) if world.leads else None)
-    if done is not None:  # by another process, since this one planned
-        return done
+    finished = world.from_leader(finished_status(config.folder) if world.leads else None)
+    if finished is not None:  # by another process, since this one planned
+        return finished
     checkpoints = CheckpointFolder(config.folder, maker(config, world))
     found, remarks = world.from_leader(checkpoints.newest() if world.leads else None)
+    for remark in remarks if world.leads else ():
+        log.warning("%s: %s", config.run_name, remark)
     logger = start_tracking(config, config.folder) if world.leads else None
     record = None
     try:
@@ -100,6 +104,7 @@ def _train(
         every = len(setup.train_loader) // config.evals_per_epoch
         trainer = build_trainer(config, world, logger, [*callbacks, checkpoint], every, checkpoints)
         fit_started = time.perf_counter()
+        report({"stage": "training"})
         trainer.fit(setup.module, watched, setup.test_loader, ckpt_path=found)
         fit_seconds = time.perf_counter() - fit_started + checkpoint.seconds_before
         model = setup.module.evaluated

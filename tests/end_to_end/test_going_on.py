@@ -84,6 +84,21 @@ def test_ranks_outlive_a_killed_starter_only_until_they_have_made_a_checkpoint(
     assert _weights(workplace / "runs") == undisturbed
 
 
+def test_asked_to_stop_while_ranks_start_it_does_not_wait_for_them(workplace: Path) -> None:
+    """A scheduler kills after half a minute, and there is nothing to save."""
+    process = start([BNBENCH, "train", "-m", *RUN, "seed=0,1", "name=left"], workplace)
+    assert process.stdout is not None
+    assert "2 run(s)" in process.stdout.readline()
+    time.sleep(1.0)
+    asked = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    done = finish(process)
+    assert time.monotonic() - asked < 10
+    assert done.returncode == 143, done.stderr
+    assert "Stopped with 2 run(s) to go" in done.stdout
+    assert _group(process.pid) == []
+
+
 def _group(leader: int) -> list[int]:
     """What still runs of the session that a process led."""
     found = []

@@ -189,7 +189,7 @@ def test_a_run_whose_rank_was_killed_goes_on_from_its_last_checkpoint(tmp_path, 
     class LosesARank(pool.SpawnedWorld):
         def run(self, config, progress, stop):
             def kill(event):
-                if event["step"] == 9:
+                if event.get("step") == 9:
                     os.kill(self._ranks[1].pid, signal.SIGKILL)
 
             progress.update = kill
