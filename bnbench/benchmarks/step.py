@@ -24,10 +24,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
+from bnbench import data
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.launch import Place
-from bnbench.training.callbacks import History, RunningStatistics, Series, TrainingCurve
+from bnbench.training.callbacks import Checkpoint, History, RunningStatistics, Series, TrainingCurve
+from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.optim import build_optimizer
 from bnbench.training.setup import DataCache, set_up, settle
 from bnbench.training.tracking import finish_tracking, start_tracking
@@ -195,9 +197,18 @@ def _lightning(
     try:
         curve = TrainingCurve(config, setup.train_loader.steps, lambda event: None)
         watching = measuring_callbacks(config, setup.train_loader, Series(config.folder))
-        callbacks = [History(config.folder, curve), RunningStatistics("mean"), *watching, curve, watch]
-        trainer = build_trainer(config, world, logger, callbacks)
-        trainer.fit(setup.module, setup.train_loader, setup.test_loader)
+        loader, checkpoints = data.WatchedLoader(setup.train_loader), CheckpointFolder(config.folder, "bench")
+        checkpoint = Checkpoint(checkpoints, {}, loader, config, setup.train_loader.steps, lambda: False)
+        callbacks = [
+            History(config.folder, curve),
+            RunningStatistics("mean"),
+            *watching,
+            curve,
+            checkpoint,
+            watch,
+        ]
+        trainer = build_trainer(config, world, logger, callbacks, checkpoints=checkpoints)
+        trainer.fit(setup.module, loader, setup.test_loader)
     finally:
         gc.unfreeze()
         finish_tracking(logger, None)
