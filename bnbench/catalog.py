@@ -287,9 +287,14 @@ KEYS: dict[str, str] = {
     "global_batch": "images per step over all ranks; per-device batch = global_batch / ranks",
     "evals_per_epoch": "validations in an epoch, evenly spaced",
     "target_error": "percent; the record then says at which step it was first reached",
+    "reuse_records": "true: runs that other code has finished count as done; else a sweep that finds some is refused",
     "model.weights": "pretrained weights: a local file that torch.save wrote; null = none",
     "norm.batch_size": "NBS: images that share statistics; null = the per-device batch",
     "norm.placement": "before (default) or after the activation behind it",
+    "optim.lr": "the peak learning rate, before optim.lr_rule",
+    "data.root": "the folder of your images, with train/ and test/",
+    "data.val_images": "training images held out and validated on, for tuning; null = the test set",
+    "logger.mode": "offline, online or disabled; null = WANDB_MODE, else offline",
     "trainer.devices": "ranks on each node (CPU ranks use gloo, GPU ranks NCCL)",
 }
 

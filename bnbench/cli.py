@@ -10,7 +10,9 @@ from importlib.util import find_spec
 VERBS = {
     "train": "one run, or with -m a sweep, on the ranks of one world",
     "plan": "what train would do with the same words, what is invalid, and how long it takes",
-    "report": "records to a table and a figure: error against normalization batch size",
+    "report": "records to a page: verdicts in words, error against normalization batch size, costs",
+    "sync": "send what Weights & Biases lacks of finished runs, each row once",
+    "scale": "what SyncBN would cost on 1 to 4096 GPUs, from what the ranks at hand take",
     "doctor": "what this machine can do, and what to do about what is missing",
     "bench": "measure what bnbench itself costs, as ratios in one run",
 }
@@ -31,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _call(verb, rest)
     except ValueError as error:
-        if _is_ours(error):
+        from bnbench.mistake import is_told
+
+        if is_told(error):
             from bnbench.launch import place_given, speaks
 
             if not speaks(place_given()):
@@ -55,7 +59,9 @@ def _call(verb: str, rest: list[str]) -> int:
             print(train_help())
             return 0
         if find_spec("torch") is None or find_spec("hydra") is None:
-            raise ValueError("what trains is not installed here: pip install 'bnbench[train]'")
+            raise ValueError(
+                "what trains is not installed here: pip install '.[train]' in bnbench's checkout"
+            )
         from bnbench import train
 
         return train.main(rest)
@@ -66,7 +72,9 @@ def _call(verb: str, rest: list[str]) -> int:
             print(plan_help())
             return 0
         if find_spec("hydra") is None:
-            raise ValueError("what composes runs is not installed here: pip install 'bnbench[train]'")
+            raise ValueError(
+                "what composes runs is not installed here: pip install '.[train]' in bnbench's checkout"
+            )
         from bnbench import plan
 
         return plan.main(rest)
@@ -74,6 +82,18 @@ def _call(verb: str, rest: list[str]) -> int:
         from bnbench import report
 
         return report.main(rest)
+    if verb == "sync":
+        from bnbench import sync
+
+        return sync.main(rest)
+    if verb == "scale":
+        if not {"-h", "--help"} & set(rest) and (find_spec("torch") is None or find_spec("hydra") is None):
+            raise ValueError(
+                "what measures is not installed here: pip install '.[train]' in bnbench's checkout"
+            )
+        from bnbench import scale
+
+        return scale.main(rest)
     if verb == "doctor":
         from bnbench import doctor
 
@@ -85,14 +105,6 @@ def _call(verb: str, rest: list[str]) -> int:
     from bnbench.suggest import unknown
 
     raise ValueError(unknown("verb", verb, VERBS))
-
-
-def _is_ours(error: ValueError) -> bool:
-    """Whether bnbench raised it to tell a user something, rather than a library out of a bug."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("bnbench")
 
 
 def _help() -> str:

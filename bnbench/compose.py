@@ -6,7 +6,7 @@ Hydra's errors are turned into one line with the known names; no folder is made.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ class Request:
     words: list[str]
     multirun: bool
     sweep_dir: str  # where Hydra puts multirun.yaml
+    launcher: Mapping[str, Any]
     sweeper: str | None = None  # one that chooses the runs as it goes; `jobs` then holds what it starts from
 
     @property
@@ -67,6 +68,7 @@ def read_request(
     with _hydra(extra_config_dir) as searchpath:
         base = _compose([*searchpath, *_without_sweeps(overrides)], hydra=True)
         swept: dict[str, Any] = dict(base.hydra.sweeper.get("params") or {})
+        launcher: Any = OmegaConf.to_container(base.hydra.launcher, resolve=True)
         given = _parse(overrides)
         for override in given:
             if override.key_or_group in _group_names() and isinstance(override.value(), list):
@@ -80,11 +82,11 @@ def read_request(
                 if override.is_sweep_override():
                     raise ValueError(f"{override.input_line} gives several values: add -m to sweep over them")
             run = check(_compose([*searchpath, *overrides]))
-            return Request([Job(list(overrides), run)], list(overrides), False, base.dir)
+            return Request([Job(list(overrides), run)], list(overrides), False, base.dir, launcher)
         sweeper = base.hydra.sweeper._target_
         if sweeper != _BASIC_SWEEPER:  # it alone knows which values it will try
             start = Job(_without_sweeps(overrides), check(base))
-            return Request([start], list(overrides), True, base.dir, sweeper)
+            return Request([start], list(overrides), True, base.dir, launcher, sweeper)
         chosen = {override.key_or_group for override in given}
         words = [f"{key}={value}" for key, value in swept.items() if key not in chosen] + list(overrides)
         batches = BasicSweeper.split_arguments(_parse(words), max_batch_size=None)
@@ -92,7 +94,16 @@ def read_request(
         problems = {job.problem for job in jobs}
         if len(problems) == 1 and (problem := jobs[0].problem) is not None:
             raise ValueError(problem)  # what no combination escapes is a mistake of the words that they share
-        return Request(jobs, ["hydra.sweeper.params=null", *words], True, base.dir)
+        return Request(jobs, ["hydra.sweeper.params=null", *words], True, base.dir, launcher)
+
+
+def check_keys(overrides: Sequence[str], extra_config_dir: str | None = None) -> None:
+    """Raise ValueError with one line for a group, choice or key that there is not; values are not looked at."""
+    with _hydra(extra_config_dir) as searchpath:
+        _compose([*searchpath, *_without_sweeps(overrides)], hydra=True)
+        for override in _parse(overrides):
+            if override.is_sweep_override():
+                raise ValueError(f"{override.input_line} gives several values, and this shows one run")
 
 
 def compose_jobs(overrides: Sequence[str], multirun: bool = False) -> list[RunConfig]:
@@ -184,11 +195,12 @@ def _explain(error: Exception, words: list[str]) -> str:
 
 def _known_keys(wrong: str, words: list[str]) -> list[str]:
     """The keys beside a wrong one: those of its deepest node that exists, groups chosen as asked."""
-    groups = [w for w in words if w.partition("=")[0] in _group_names()]
+    groups = [w for w in words if w.partition("=")[0] in (*_group_names(), "hydra/launcher")]
+    hydras = wrong.startswith("hydra.")
     try:
-        node: Any = compose(CONFIG_NAME, overrides=groups)
+        node: Any = compose(CONFIG_NAME, overrides=groups, return_hydra_config=hydras)
     except (HydraException, OmegaConfBaseException):
-        node = compose(CONFIG_NAME)
+        node = compose(CONFIG_NAME, return_hydra_config=hydras)
     prefix = ""
     for part in wrong.split(".")[:-1]:
         if not (OmegaConf.is_dict(node) and part in node):

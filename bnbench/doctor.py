@@ -12,22 +12,22 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-import netrc
 import os
 import platform
 import shutil
 import socket
 import sys
 import tempfile
-import urllib.parse
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bnbench import wandb_run
+
 State = Literal["ok", "note", "missing"]
-TRAIN = "pip install 'bnbench[train]'"
+TRAIN = "pip install '.[train]' in bnbench's checkout"
 TOGETHER = (
     "a CPU-only torch does not go with the ordinary index's torchvision; reinstall both together from the "
     "ordinary index (that torch runs on CPU too): "
@@ -161,24 +161,9 @@ def check_slurm(environ: Mapping[str, str] = os.environ) -> Check:
     return Check("slurm", "note", "no sbatch and srun on PATH", "only needed to run on a cluster")
 
 
-def _wandb_login(environ: Mapping[str, str]) -> str:
-    """Where a key lies, never the key; nothing is asked over the network."""
-    if environ.get("WANDB_API_KEY"):
-        return "WANDB_API_KEY"
-    host = urllib.parse.urlsplit(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    home = Path(environ.get("HOME", "~")).expanduser()
-    for path in (Path(environ["NETRC"]) if "NETRC" in environ else home / ".netrc", home / "_netrc"):
-        try:
-            if host in netrc.netrc(str(path)).hosts:
-                return str(path)
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return ""
-
-
 def check_wandb_login(environ: Mapping[str, str] = os.environ) -> Check:
     mode = environ.get("WANDB_MODE", "offline")
-    login = _wandb_login(environ)
+    login = wandb_run.login(environ)
     detail = f"mode {mode}, " + (f"login by {login}" if login else "no login")
     if mode not in ("offline", "online", "disabled"):
         return Check("w&b", "missing", detail, "set WANDB_MODE to offline, online or disabled")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -28,7 +30,7 @@ def check_findable(key: str, name: str) -> None:
     if here not in sys.path:
         sys.path.append(here)
     module = name.rpartition(".")[0]
-    if _spec(module) is None:
+    if find_module(module) is None:
         raise ValueError(
             f"{key}={name}: there is no module {module} here ({here}) or on the Python path: start from the "
             "folder that holds it, install its package, or set PYTHONPATH"
@@ -59,13 +61,37 @@ def call(key: str, name: str, **options: Any) -> Any:
 
 def source_digest(name: str) -> str | None:
     """What the file of a dotted path's module holds, in 16 hexadecimal digits; None if it is no file."""
-    spec = _spec(name.rpartition(".")[0])
+    return _file_digest(name.rpartition(".")[0])
+
+
+def check_unchanged(key: str, name: str, source: str | None) -> None:
+    """Raise ValueError if this process has imported another file than the one of digest `source`.
+
+    Somebody has edited it since the run was planned: its result would go by the name of code that did not run.
+    """
+    if _digest_at_import(name.rpartition(".")[0]) != source:
+        raise ValueError(
+            f"{key}={name}: its file was changed since this command began, and this run is of the file as it was: "
+            "start the command again"
+        )
+
+
+@functools.cache
+def _digest_at_import(module: str) -> str | None:
+    found = _file_digest(module)
+    with contextlib.suppress(ImportError):  # what loads it tells
+        importlib.import_module(module)
+    return found
+
+
+def _file_digest(module: str) -> str | None:
+    spec = find_module(module)
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         return None
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
 
 
-def _spec(module: str) -> ModuleSpec | None:
+def find_module(module: str) -> ModuleSpec | None:
     """Like importlib's find_spec, which would import the packages above."""
     if module in sys.builtin_module_names:
         return None

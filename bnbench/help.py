@@ -49,16 +49,19 @@ def train_help() -> str:
 
 def plan_help() -> str:
     return """\
-usage: bnbench plan [-m] [--json] [GROUP=CHOICE ...] [KEY=VALUE ...]
+usage: bnbench plan [-m] [--json] [--probe] [GROUP=CHOICE ...] [KEY=VALUE ...]
 
 What `bnbench train` would do with the same words (bnbench train --help lists them): the cells and runs, those that
-are finished already, the combinations that are invalid, each with its reason, and the time by earlier records beside
-the output folder. Starts nothing and writes nothing. Exit code: 0, or 2 if anything is invalid.
+are finished already, the combinations that are invalid, each with its reason, the time, memory and disk by earlier
+records beside the output folder. Starts nothing and writes nothing. Exit code: 0, or 2 if anything is invalid.
 
+    --probe     train a few steps of each cell that no earlier record is of (some 10 s each), and tell by them;
+                leaves nothing either
     --json      the same as one JSON object
 
 Examples:
     bnbench plan -m experiment=quickstart
+    bnbench plan --probe -m experiment=quickstart
     bnbench plan -m norm=bn,gn norm.batch_size=2,4,24 seed=0,1,2 name=my-study"""
 
 
@@ -92,7 +95,13 @@ def _choices(folder: Path) -> list[tuple[str, str]]:
 
 
 def _first_comment(path: Path) -> str:
+    """The first sentence of what a file says of itself, up to its next heading (`Run:`)."""
+    said: list[str] = []
     for line in path.read_text().splitlines():
-        if line.startswith("#") and "@package" not in line:
-            return line.lstrip("# ").removeprefix("Shows:").strip()
-    return ""
+        text = line.lstrip("# ")
+        if not line.startswith("#") or (said and re.match(r"[A-Z]\w+:", text)):
+            break
+        if "@package" not in line:
+            said.append(text)
+    sentences = re.split(r"(?<=\.)(?<!et al\.) ", " ".join(said).removeprefix("Shows:").strip())
+    return sentences[0].removesuffix(".")

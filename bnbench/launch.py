@@ -56,7 +56,30 @@ def check_world(place: Place | None, devices: int, num_nodes: int) -> None:
             f"{place.origin} started {place.size} rank(s), {place.local_size} on each of {place.nodes} node(s), "
             f"but the run asks for trainer.devices={devices} x trainer.num_nodes={num_nodes}: set "
             f"trainer.devices={place.local_size} trainer.num_nodes={place.nodes}, or start as many"
+            + (f": #SBATCH --nodes={num_nodes} --ntasks-per-node={devices}" if place.origin == "srun" else "")
         )
+
+
+def idle_tasks(devices: int, env: Mapping[str, str] = os.environ) -> str | None:
+    """A line for a batch script that has tasks and starts bnbench without srun, so that no task is a rank."""
+    tasks = int(env.get("SLURM_NTASKS", "1"))
+    if place_given(env) is not None or "SLURM_JOB_ID" not in env or tasks == 1:
+        return None
+    return (
+        f"SLURM gave this job {tasks} tasks, and bnbench was started without srun: it starts its own {devices} "
+        "rank(s) on this node; to make the tasks its ranks: srun bnbench train ..."
+    )
+
+
+def command(place: Place | None = None) -> list[str]:
+    """The words that start `bnbench train` the way it was started here; what a place's host is called is not known."""
+    if place is None or place.origin == "bnbench":
+        return ["bnbench", "train"]
+    if place.origin == "srun":
+        return ["srun", "bnbench", "train"]
+    meeting = ["--nnodes", str(place.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", "HOST:PORT"]
+    ranks = ["--nproc-per-node", str(place.local_size)]
+    return ["torchrun", *(meeting if place.nodes > 1 else []), *ranks, "-m", "bnbench.train"]
 
 
 def speaks(place: Place | None) -> bool:

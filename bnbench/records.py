@@ -1,6 +1,7 @@
 """The record that a run leaves: the only truth that reports read. No torch.
 
-One `record.json` per run folder, written whole or not at all; `epochs.csv` with the series beside it.
+One `record.json` per run folder, written whole or not at all; beside it its series: `curve.csv` (training, in
+windows of steps), `epochs.csv` (evaluations), `health.csv`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
-SCHEMA = 1
+SCHEMA: Final = 1
 RECORD = "record.json"
 EPOCHS = "epochs.csv"
+CURVE = "curve.csv"
 HEALTH = "health.csv"
 
 Status = Literal["completed", "diverged", "oom", "timeout", "preempted", "failed"]
 FINISHED: tuple[Status, ...] = ("completed", "diverged")  # running it again would give the same
+BROKEN: tuple[Status, ...] = ("failed", "oom", "timeout")
+FOREIGN = "of another schema"  # what a run is called whose record another bnbench wrote: it is kept
 
 
 @dataclass
@@ -34,6 +38,15 @@ class Record:
     `health` holds the interval in steps (`every`), and of each signal of `health.csv` the median at each place over
     the second half of its measurements.
     `timings` is in seconds, `images_per_s` over all ranks.
+    `memory` holds `peak_bytes` of the rank that held the most, since this attempt's start, and their `kind`
+    (`training/memory.py`); empty where the run did not come to its end.
+    `speed` is of a typical step (`training/callbacks/speed.py`): `looks`, at how many it was looked; `step_ms` and
+    `parts_ms` (data_wait, forward, backward, communication, optimizer, other: they add up to it), means over the looks
+    in the middle half, on the `rank` with the most work of its own, for which the others wait; `flops_per_step` of
+    one rank (matrix products and convolutions), `achieved_flops_per_s` = that by `step_ms`, `peak_flops_per_s` of
+    the device at the run's precision (null: unknown, or a CPU) and `mfu`, their ratio; `collectives` of one step,
+    owner (norm, gradients, other) -> kind -> `count` and `bytes` that a rank puts in. Null what a run was too short
+    for; empty with `measure.speed_every=null`, and where the run did not come to its end.
     """
 
     __pydantic_config__: ClassVar = {"extra": "allow"}  # a newer writer may add; what is required is required
@@ -50,6 +63,8 @@ class Record:
     norm_swap: dict[str, Any] = field(default_factory=dict)
     health: dict[str, Any] = field(default_factory=dict)
     wandb: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
 
 
 def digest(identity: Mapping[str, Any], length: int = 8) -> str:
@@ -94,6 +109,14 @@ def write_record(folder: Path, record: Record) -> Path:
     return path
 
 
+class SchemaError(ValueError):
+    """A record of another schema than this bnbench reads: its `schema`."""
+
+    def __init__(self, path: Path, schema: object) -> None:
+        super().__init__(f"{path}: schema {schema!r}, and this bnbench reads schema {SCHEMA}")
+        self.schema = schema
+
+
 @functools.cache
 def _adapter() -> Any:
     import pydantic
@@ -103,16 +126,24 @@ def _adapter() -> Any:
 
 def read_record(path: Path) -> Record:
     """The record in a file. ValueError with one line if it is broken, foreign or of another schema."""
+    try:
+        return parse_record(path.read_bytes(), path)
+    except OSError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from None
+
+
+def parse_record(text: str | bytes, path: Path) -> Record:
+    """The record in what a file holds; as `read_record`."""
     import pydantic
 
     try:
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        values = json.loads(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(values, dict) or "schema" not in values:
         raise ValueError(f"{path}: no bnbench record (it has no schema)")
     if values["schema"] != SCHEMA:
-        raise ValueError(f"{path}: schema {values['schema']!r}, and this bnbench reads schema {SCHEMA}")
+        raise SchemaError(path, values["schema"])
     try:
         return _adapter().validate_python(values)
     except pydantic.ValidationError as error:
@@ -131,11 +162,13 @@ def is_finished(folder: Path) -> bool:
     return finished_status(folder) is not None
 
 
-def finished_status(folder: Path) -> Status | None:
-    """The status of the finished run that a folder holds; None if it holds none."""
+def finished_status(folder: Path) -> str | None:
+    """The status of the finished run that a folder holds, or FOREIGN; None if it holds none."""
     path = folder / RECORD
     try:
         status = read_record(path).status if path.exists() else None
+    except SchemaError:
+        return FOREIGN
     except ValueError:
         return None
     return status if status in FINISHED else None

@@ -124,6 +124,9 @@ def _rank(place: Place, store: str, pipe: Any, function: Callable[..., Any], arg
         world = World.join(place, "cpu", store)
         # Plain pickle: the pipe's own would share tensors' memory, which ends with this process.
         pipe.send_bytes(pickle.dumps((function(world, *arguments), None)))
+        world.gathered(
+            None
+        )  # a function without collectives may be through before another rank has connected
         world.leave()
     except BaseException:
         pipe.send_bytes(pickle.dumps((None, traceback.format_exc())))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench.config import RunConfig
+from bnbench.provenance import code_digest
 from bnbench.records import Record, Status, cell_of, digest, write_record
 
 
@@ -71,6 +72,7 @@ def make_record(
         timings={"images_per_s": images_per_s, "fit_seconds": 12.5} if images_per_s else {},
         provenance={
             "git": {"commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
+            "code": code_digest(),
             "versions": {"bnbench": "0.1.0", "torch": "2.11.0"},
             "host": {"name": "a-made-up-host", "cpu": "a made-up CPU", "cores": 2},
             "device": {"kind": "cpu"},

@@ -46,6 +46,7 @@ def test_where_and_how_a_run_is_kept_is_no_part_of_it(base):
         name="other",
         dir="/elsewhere",
         logger={"name": "none"},
+        data__title="Digits of mine",
         trainer__log_every=1,
         trainer__threads=1,
         trainer__accelerator="cpu",
@@ -306,6 +307,8 @@ BAD = [  # key, value, what the message says besides both
     ("data.std", [0.2, float("nan"), 0.2], ""),
     ("data.mean", [0.2, float("inf"), 0.2], ""),
     ("data.mean", [0.5], ""),
+    ("data.title", " ", "one line"),
+    ("data.title", 81 * "a", "80 characters"),
     ("optim.name", "adam", "sgd"),
     ("optim.lr", 0, "above 0"),
     ("optim.lr", float("nan"), ""),
@@ -324,6 +327,11 @@ BAD = [  # key, value, what the message says besides both
     ("trainer.precision", "fp16", "fp32, bf16, fp64"),
     ("trainer.threads", 0, "above 0"),
     ("trainer.log_every", 0, "above 0"),
+    ("trainer.checkpoint_minutes", float("inf"), "or null"),
+    ("trainer.checkpoint_minutes", -1.0, "or null"),
+    ("trainer.time_limit_minutes", float("inf"), "or null"),
+    ("trainer.time_limit_minutes", float("nan"), "or null"),
+    ("trainer.time_limit_minutes", 0.0, "above 0, or null"),
     ("logger.name", "tensorboard", "wandb, none"),
     ("logger.mode", "maybe", "offline, online, disabled"),
 ]
@@ -339,6 +347,28 @@ def test_a_bad_value_is_one_line_with_the_key_and_the_rule(base, key, value, rul
     assert rule in message
     if not isinstance(value, list):
         assert str(value) in message
+
+
+@pytest.mark.parametrize("title", ["two\nlines", "a bell\a"])
+def test_a_title_is_one_printable_line_and_for_no_data_that_have_a_label(base, title):
+    with pytest.raises(ValueError, match=r"^data\.title='.*\\.*' must be one line of 1 to 80 characters"):
+        _with(base, data__title=title)
+    synthetic = {
+        "name": "synthetic",
+        "image_size": 32,
+        "num_classes": 10,
+        "train_images": 64,
+        "test_images": 64,
+    }
+    with pytest.raises(ValueError, match=r"data\.title=mine would be ignored: .* call data=synthetic 'synth"):
+        _with(base, data=synthetic | {"title": "mine"})
+
+
+@pytest.mark.parametrize("value", [float("inf"), [1.0, float("nan")]])
+def test_what_no_record_could_hold_is_refused_before_training(base, value):
+    with pytest.raises(ValueError, match=r"^norm\.options\.x=.* finite numbers") as caught:
+        _with(base, norm__options={"x": value})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("rule", ["linear", "sqrt"])

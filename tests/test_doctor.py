@@ -49,7 +49,7 @@ sys.exit(main([]))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert "pip install 'bnbench[train]'" in done.stdout
+    assert "pip install '.[train]' in bnbench's checkout" in done.stdout
     assert "Training cannot run here yet." in done.stdout
     assert "runs/" in done.stdout
     assert list(tmp_path.iterdir()) == []

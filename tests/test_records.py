@@ -13,16 +13,19 @@ from hypothesis import strategies as st
 
 from bnbench.records import (
     FINISHED,
+    FOREIGN,
     RECORD,
     Record,
     cell_of,
     digest,
     find_records,
+    finished_status,
     is_finished,
     read_record,
     write_atomic,
     write_record,
 )
+from bnbench.sweep.standing import standing
 from tests.records_factory import make_record
 
 STATUSES = ["completed", "diverged", "oom", "timeout", "preempted", "failed"]
@@ -112,7 +115,6 @@ BROKEN = {
     "not text": (b"\xff\xfe\x00", "not readable as JSON"),
     "a list": ("[]", "no schema"),
     "another tool's": ('{"loss": 1}', "no schema"),
-    "a later schema": (_broken(lambda v: v.update(schema=2)), "schema 2.* reads schema 1"),
     "without a status": (_broken(lambda v: v.pop("status")), "status"),
     "of an unknown status": (_broken(lambda v: v.update(status="fine")), "status"),
     "with a wrong type": (_broken(lambda v: v.update(metrics=[1])), "metrics"),
@@ -129,6 +131,15 @@ def test_a_broken_record_is_one_line_with_its_path_and_not_finished(tmp_path, ca
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not is_finished(tmp_path)
+
+
+def test_a_record_of_another_schema_is_kept_by_all_who_look(tmp_path):
+    """Where a plan keeps it, the queue, the run and the last words do: none trains over it."""
+    (tmp_path / RECORD).write_text(_broken(lambda v: v.update(schema=2)))
+    with pytest.raises(ValueError, match=r"schema 2.* reads schema 1"):
+        read_record(tmp_path / RECORD)
+    assert standing(tmp_path)[0] == "finished"
+    assert finished_status(tmp_path) == FOREIGN and is_finished(tmp_path)
 
 
 def test_a_newer_writer_may_add_keys(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbench import catalog
-from bnbench.records import FINISHED, Record, cell_of, digest, find_records, flatten, read_record
+from bnbench.analysis.files import Files
+from bnbench.records import FINISHED, Record, cell_of, digest, find_records, flatten, parse_record
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,44 +22,60 @@ class Collected:
     """What was found: `runs` has one row per run, `records` the record of each row in the same order.
 
     Columns of `runs`: id, cell (digest of the identity without its seed), name, model, norm, family, nbs
-    (null for a norm that treats each image by itself), per_device_batch, global_batch, world_size, data,
-    precision, seed, status, val_error and train_error (percent), val_loss, images_per_s (over all ranks),
-    fit_seconds, path, identity (that of the cell, as JSON). A number that a record lacks is null.
+    (null for a norm that treats each image by itself), per_device_batch, global_batch, world_size, data (its name, or
+    the title that a run gave it), precision, seed, status, val_error and train_error (percent), val_loss,
+    images_per_s (over all ranks), step_ms, fit_seconds, peak_bytes, speed (the record's, as JSON), root (the folder it
+    was found under), path, identity (that of the cell, as JSON). A number that a record lacks is null.
+    `sides`: the same columns, with a row for each folder that holds a run; empty where there is one folder.
     `evidence` has the records of each claim: there a run counts that another folder holds too.
     `problems` has one line for each record that is not in the table or is incomplete.
     """
 
     runs: pl.DataFrame
+    sides: pl.DataFrame
     records: list[Record] = field(default_factory=list)
     evidence: dict[str, list[Record]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def collect(roots: Sequence[Path]) -> Collected:
-    """Read every record under the folders. A record that cannot be used is listed, never fatal.
+def collect(roots: Sequence[Path], files: Files | None = None) -> Collected:
+    """Read every record under the folders, through the cache of `files`.
 
-    Of two records of one run, a finished one is kept, else the first. Raises ValueError where a folder
-    does not exist, or no usable record is found.
+    A record that cannot be used is listed, never fatal.
+    Of two records of one run, a finished one is kept, else the first; those of two folders are `sides` as well.
+    Raises ValueError where a folder does not exist, or no usable record is found.
     """
     import polars as pl
 
+    files = files or Files()
     problems: list[str] = []
     kept: dict[str, tuple[Path, Record, dict[str, Any]]] = {}
     evidence: dict[str, dict[str, Record]] = {}
-    paths = _record_paths(roots)
-    for path in paths:
+    sides: dict[tuple[str, str], dict[str, Any]] = {}
+    titles: dict[str, str] = {}  # of data, by its identity: the first that a run gave it
+    named: list[tuple[str, dict[str, Any]]] = []
+    for path, root in _record_paths(roots).items():
         try:
-            record = read_record(path)
-            row = _row(record, path)
+            record = parse_record(files.read(path), path)
+            row = _row(record, path) | {"root": str(root)}
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"{path}: not readable as JSON ({error})")
+            continue
         except ValueError as error:
             problems.append(str(error))
             continue
+        named.append((digest(record.identity["data"], 64), row))
+        if isinstance(title := _mapping(record.config, "data").get("title"), str):
+            titles.setdefault(named[-1][0], title)
         key = digest(record.identity, 64)
         claim = _claim(record)
         if claim is not None:
             known = evidence.setdefault(claim, {})
             if key not in known or (record.status in FINISHED and known[key].status not in FINISHED):
                 known[key] = record
+        side = sides.get((str(root), key))
+        if side is None or (record.status in FINISHED and side["status"] not in FINISHED):
+            sides[str(root), key] = row
         first = kept.get(key)
         if first is None:
             kept[key] = (path, record, row)
@@ -68,6 +85,8 @@ def collect(roots: Sequence[Path]) -> Collected:
             kept[key] = (path, record, row)
         if None not in (claim, _claim(first[1])) and claim != _claim(first[1]):
             continue  # each is evidence for a claim of its own
+        if first[2]["root"] != row["root"]:
+            continue  # side by side
         used, other = (path, first[0]) if better else (first[0], path)
         problems.append(f"{other}: the same run as {used}, which is used")
     if not kept:
@@ -75,13 +94,26 @@ def collect(roots: Sequence[Path]) -> Collected:
     for path, record, row in kept.values():
         if record.status == "completed" and row["val_error"] is None and not _is_range(record):
             problems.append(f"{path}: completed without a final_val_error: not in the mean")
+    _give_titles(named, titles)
     rows = [row for _, _, row in kept.values()]
     return Collected(
         pl.DataFrame(rows, schema=_schema()),
+        pl.DataFrame(list(sides.values()) if len(roots) > 1 else [], schema=_schema()),
         [record for _, record, _ in kept.values()],
         {claim: list(found.values()) for claim, found in evidence.items()},
         problems,
     )
+
+
+def _give_titles(named: Sequence[tuple[str, dict[str, Any]]], titles: Mapping[str, str]) -> None:
+    """To the rows, each with the identity of its data; data of several names keep theirs beside one title."""
+    names: dict[str, set[str]] = {}
+    for data, row in named:
+        names.setdefault(titles.get(data, row["data"]), set()).add(row["data"])
+    for data, row in named:
+        title = titles.get(data, row["data"])
+        several = len(names[title]) > 1 and title != row["data"]
+        row["data"] = f"{title} ({row['data']})" if several else title
 
 
 def _is_range(record: Record) -> bool:
@@ -94,15 +126,16 @@ def _claim(record: Record) -> str | None:
     return claim if isinstance(claim, str) else None
 
 
-def _record_paths(roots: Sequence[Path]) -> list[Path]:
-    paths: dict[Path, Path] = {}  # by resolved path: one folder may lie inside another
+def _record_paths(roots: Sequence[Path]) -> dict[Path, Path]:
+    """Each record's path with the root that it is below, the first of those that hold it."""
+    paths: dict[Path, tuple[Path, Path]] = {}  # by resolved path: one folder may lie inside another
     for root in roots:
         if not root.is_dir():
             why = "is a file, not a folder" if root.exists() else "does not exist"
             raise ValueError(f"{root} {why}: name a folder with run folders in it, such as runs/<sweep>")
         for path in find_records(root):
-            paths.setdefault(path.resolve(), path)
-    return list(paths.values())
+            paths.setdefault(path.resolve(), (path, root))
+    return dict(paths.values())
 
 
 def _nothing(roots: Sequence[Path], problems: Sequence[str]) -> str:
@@ -126,8 +159,9 @@ def _schema() -> dict[str, Any]:
     }
     columns |= {"nbs": whole, "per_device_batch": whole, "global_batch": whole, "world_size": whole}
     columns |= {"data": text, "precision": text, "seed": whole, "status": text}
-    columns |= dict.fromkeys(("val_error", "val_loss", "train_error", "images_per_s", "fit_seconds"), real)
-    return columns | {"path": text, "identity": text}
+    numbers = ("val_error", "val_loss", "train_error", "images_per_s", "step_ms", "fit_seconds", "peak_bytes")
+    columns |= dict.fromkeys(numbers, real)
+    return columns | dict.fromkeys(("speed", "root", "path", "identity"), text)
 
 
 def _row(record: Record, path: Path) -> dict[str, Any]:
@@ -169,7 +203,10 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
         "val_loss": _number(record.metrics, "final_val_loss"),
         "train_error": _number(record.metrics, "train_error"),
         "images_per_s": _number(record.timings, "images_per_s"),
+        "step_ms": _number(record.timings, "step_ms"),
         "fit_seconds": _number(record.timings, "fit_seconds"),
+        "peak_bytes": _number(record.memory, "peak_bytes"),
+        "speed": json.dumps(speed) if (speed := getattr(record, "speed", None)) else None,
         "path": str(path),
         "identity": json.dumps(cell, sort_keys=True),
     }

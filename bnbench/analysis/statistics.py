@@ -111,20 +111,23 @@ def _with_factors(table: pl.DataFrame, runs: pl.DataFrame) -> pl.DataFrame:
 
 
 def _varies(flat: Mapping[str, Mapping[str, Any]], key: str) -> bool:
-    """Whether cells differ in a key by more than their kind of norm, or their data, says already."""
+    """Whether cells differ in a key by more than their model, kind of norm, or data says already."""
     owner = key.partition(".")[0]
-    if owner in ("norm", "data"):
+    if owner in ("model", "norm", "data"):
         return any(len(values) > 1 for values in _by(flat.values(), key, f"{owner}.name").values())
     return len({_word(identity.get(key)) for identity in flat.values()}) > 1
 
 
 def _by(flat: Iterable[Mapping[str, Any]], key: str, owner: str) -> dict[Any, set[str]]:
-    """The values of a key for each value of its owner, where the key is read at all."""
-    values: dict[Any, set[str]] = {}
+    """The values of a key for each value of its owner, where any of that owner's has the key: null for one without."""
+    owned: dict[Any, list[Mapping[str, Any]]] = {}
     for identity in flat:
-        if key in identity:
-            values.setdefault(identity[owner], set()).add(_word(identity[key]))
-    return values
+        owned.setdefault(identity.get(owner), []).append(identity)
+    return {
+        name: {_word(identity.get(key)) for identity in own}
+        for name, own in owned.items()
+        if any(key in identity for identity in own)
+    }
 
 
 def _identities(runs: pl.DataFrame) -> dict[str, dict[str, Any]]:

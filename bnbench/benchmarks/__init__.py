@@ -14,6 +14,10 @@ def main(argv: Sequence[str]) -> int:
     theme: str = options.theme
     if theme == "step":
         result, text = _step(options)
+    elif theme == "sweep":
+        result, text = _sweep(options)
+    elif theme == "measuring":
+        result, text = _measuring(options)
     else:
         result, text, theme = _norms(options)
     print(text)
@@ -31,6 +35,24 @@ def _step(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     result = step.measure(options.pairs, options.steps)
     return result, step.table(result)
+
+
+def _sweep(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if options.rounds < 1 or options.runs < 2:
+        raise ValueError(f"--rounds={options.rounds} must be at least 1 and --runs={options.runs} at least 2")
+    from bnbench.benchmarks import sweep
+
+    result = sweep.measure(options.rounds, options.runs)
+    return result, sweep.table(result)
+
+
+def _measuring(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if options.rounds < 1:
+        raise ValueError(f"--rounds={options.rounds} must be at least 1")
+    from bnbench.benchmarks import measuring
+
+    result = measuring.measure(options.rounds)
+    return result, measuring.table(result)
 
 
 def _norms(options: argparse.Namespace) -> tuple[dict[str, Any], str, str]:
@@ -71,6 +93,25 @@ def _parser() -> argparse.ArgumentParser:
     step.description = "A training step under bnbench against a bare torch loop with the same model and data."
     step.add_argument("--pairs", type=int, default=15, help="interleaved rounds (default 15)")
     step.add_argument("--steps", type=int, default=150, help="timed steps a block (default 150)")
+
+    sweep = themes.add_parser(
+        "sweep", parents=[out], help="a run of a sweep against one process group per run"
+    )
+    sweep.description = (
+        "What a further run of a sweep costs beside its training, on one warm world and with a new world for each, "
+        "against a process group of its own: 2 CPU ranks, a tiny model, W&B offline. About 4 minutes."
+    )
+    sweep.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
+    sweep.add_argument("--runs", type=int, default=10, help="runs of a sweep (default 10)")
+
+    measuring = themes.add_parser(
+        "measuring", parents=[out], help="what it adds to training that a run looks at its own speed"
+    )
+    measuring.description = (
+        "What looking at the parts of a step, and counting its operations and collectives once, adds to training on 2 "
+        "CPU ranks, for three sizes of network and batch. About 10 minutes."
+    )
+    measuring.add_argument("--rounds", type=int, default=8, help="interleaved rounds (default 8)")
 
     norms = themes.add_parser("norms", parents=[out], help="each normalization against torch's own layers")
     norms.description = (

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from bnbench.training.counting import Counting
 
 from .timing import Step
-
-NOT_COLLECTIVE = ("barrier", "monitored_barrier_", "wait_tensor")
 
 
 def saved_bytes(step: Step) -> dict[str, int]:
@@ -41,28 +38,13 @@ def saved_bytes(step: Step) -> dict[str, int]:
 
 
 def collectives(step: Step) -> tuple[list[str], list[str]]:
-    """The collectives that a forward and a backward pass start on this rank, by torch's names for them."""
-    with _Collectives() as forward:
+    """The kinds of collectives that a forward and a backward pass start on this rank, in their order."""
+    with Counting() as forward:
         ys = step.forward()
-    with _Collectives() as backward:
+    with Counting() as backward:
         step.backward(ys)
-    return forward.names, backward.names
-
-
-class _Collectives(TorchDispatchMode):
-    """Sees every operator that torch dispatches, so also a collective under a wrapper nobody thought of."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = str(func.overloadpacket.__name__)
-        if func.namespace in ("c10d", "_c10d_functional") and name not in NOT_COLLECTIVE:
-            self.names.append(name.strip("_"))
-        return func(*args, **(kwargs or {}))
+    forward_kinds, backward_kinds = ([each.kind for each in seen.collectives] for seen in (forward, backward))
+    return forward_kinds, backward_kinds
 
 
 def _address(tensor: Tensor) -> int:

@@ -9,7 +9,6 @@ what such a step takes more is spread over their interval.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import itertools
 import logging
 import statistics
@@ -20,24 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from bnbench import data
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.launch import Place
-from bnbench.training.callbacks import Checkpoint, History, RunningStatistics, Series, TrainingCurve
-from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.optim import build_optimizer
 from bnbench.training.setup import DataCache, set_up, settle
-from bnbench.training.tracking import finish_tracking, start_tracking
-from bnbench.training.trainer import build_trainer, measuring_callbacks
+from bnbench.training.trainer import build_trainer
 from bnbench.training.world import World
 
+from .block import WARMUP_STEPS, Stopwatch, train
+
 BATCHES = (32, 2)
-WARMUP_STEPS = 10
 HEALTH_TARGET = 0.02  # of a step, at the default interval
 TARGETS = {32: 1.07, 2: 1.2}  # bnbench / bare, with everything that it logs
 
@@ -83,9 +79,9 @@ def _measure_batch(batch: int, pairs: int, steps: int, world: World, folder: str
     settle(config, world)
     cache = DataCache()
     contenders: dict[str, Callable[[], float]] = {
-        "bare": lambda: _bare(config, world, cache, steps),
-        "plain": lambda: _lightning(config, world, cache, steps, full=False),
-        "bnbench": lambda: _lightning(config, world, cache, steps, full=True),
+        "bare": lambda: _bare(config, world, cache),
+        "plain": lambda: _plain(config, world, cache),
+        "bnbench": lambda: train(config, world, cache).seconds,
     }
     for block in contenders.values():
         block()  # imports, allocator, W&B's service
@@ -94,7 +90,7 @@ def _measure_batch(batch: int, pairs: int, steps: int, world: World, folder: str
         for name, block in contenders.items():
             times[name].append(block())
     rows = {name: _summary(seconds, times["bare"], steps) for name, seconds in times.items()}
-    rows["bnbench"]["health"] = _health(config, world, cache, steps)
+    rows["bnbench"]["health"] = _health(config, world, cache)
     return rows
 
 
@@ -109,7 +105,7 @@ def _summary(seconds: list[float], bare: list[float], steps: int) -> dict[str, A
     }
 
 
-def _bare(config: RunConfig, world: World, cache: DataCache, steps: int) -> float:
+def _bare(config: RunConfig, world: World, cache: DataCache) -> float:
     """The yardstick: what a user would write without any framework."""
     setup = set_up(config, world, cache)
     model, loader = setup.module.model, setup.train_loader
@@ -127,30 +123,13 @@ def _bare(config: RunConfig, world: World, cache: DataCache, steps: int) -> floa
     return time.perf_counter() - started
 
 
-class _Stopwatch(Callback):
-    """From the end of the warm-up to the end of the last step; last in line, so that it times the others."""
-
-    def __init__(self) -> None:
-        self.started = self.ended = 0.0
-        self.busy: list[float] = []  # seconds of CPU time, at the end of each step
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == WARMUP_STEPS - 1:
-            self.started = time.perf_counter()
-        self.ended = time.perf_counter()
-        self.busy.append(time.process_time())
-
-
-def _health(config: RunConfig, world: World, cache: DataCache, steps: int) -> dict[str, Any]:
+def _health(config: RunConfig, world: World, cache: DataCache) -> dict[str, Any]:
     """What a look at the health signals costs, in steps: CPU time, which a busy machine leaves alone, of the steps
     with one against that of their neighbours without."""
     every = config.measure.health_every
     assert every is not None
     often = dataclasses.replace(config, measure=dataclasses.replace(config.measure, health_every=2))
-    watch = _Stopwatch()
-    _lightning(often, world, cache, steps, full=True, watch=watch)
+    watch = train(often, world, cache)
     seconds = [after - before for before, after in itertools.pairwise(watch.busy)][WARMUP_STEPS:]
     without, looked = (
         statistics.median(seconds[1::2]),
@@ -175,41 +154,9 @@ class _Plain(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _lightning(
-    config: RunConfig,
-    world: World,
-    cache: DataCache,
-    steps: int,
-    full: bool,
-    watch: _Stopwatch | None = None,
-) -> float:
+def _plain(config: RunConfig, world: World, cache: DataCache) -> float:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    setup = set_up(config, world, cache)
-    watch = watch or _Stopwatch()
-    if not full:
-        module = _Plain(setup.module.model, setup.module.build_optimizer)
-        trainer = build_trainer(config, world, None, [watch])
-        trainer.fit(module, setup.train_loader)
-        return watch.ended - watch.started
-    config.folder.mkdir(parents=True, exist_ok=True)
-    logger = start_tracking(config, config.folder)
-    gc.freeze()  # as a rank does once it has imported everything
-    try:
-        curve = TrainingCurve(config, setup.train_loader.steps, lambda event: None)
-        watching = measuring_callbacks(config, setup.train_loader, Series(config.folder))
-        loader, checkpoints = data.WatchedLoader(setup.train_loader), CheckpointFolder(config.folder, "bench")
-        checkpoint = Checkpoint(checkpoints, {}, loader, config, setup.train_loader.steps, lambda: False)
-        callbacks = [
-            History(config.folder, curve),
-            RunningStatistics("mean"),
-            *watching,
-            curve,
-            checkpoint,
-            watch,
-        ]
-        trainer = build_trainer(config, world, logger, callbacks, checkpoints=checkpoints)
-        trainer.fit(setup.module, loader, setup.test_loader)
-    finally:
-        gc.unfreeze()
-        finish_tracking(logger, None)
-    return watch.ended - watch.started
+    setup, watch = set_up(config, world, cache), Stopwatch()
+    module = _Plain(setup.module.model, setup.module.build_optimizer)
+    build_trainer(config, world, None, [watch]).fit(module, setup.train_loader)
+    return watch.seconds

@@ -13,7 +13,7 @@ from typing import Any
 
 from bnbench import catalog, dotted
 
-from .fields import STRICT, Int, positive
+from .fields import STRICT, Int, Named, positive
 
 STREAMED = ("streamed_folder", "imagenet")
 FOLDERS = ("image_folder", *STREAMED)
@@ -27,11 +27,12 @@ NEEDS: dict[str, tuple[str, ...]] = {
 MAY: dict[str, tuple[str, ...]] = dict.fromkeys(FOLDERS, ("num_classes",))
 # torchvision's IMG_EXTENSIONS: what else lies in a class folder is no image.
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+MOST_TITLE = 80
 OWN_MAY = ("image_size", "num_classes", "options")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Named):
     __pydantic_config__ = STRICT
     name: str
     augment: str = "none"
@@ -49,6 +50,7 @@ class DataConfig:
     train_images: Int | None = None
     test_images: Int | None = None
     options: dict[str, Any] | None = None  # of a user's own data
+    title: str | None = None  # what reports call the data; None: its name
 
     def __post_init__(self) -> None:
         if dotted.is_dotted(self.name):
@@ -72,6 +74,7 @@ class DataConfig:
                 f"data.mean={list(self.mean)}, data.std={list(self.std)}: three finite numbers each, "
                 "the deviations positive"
             )
+        self._check_title()
         self._check_keys()
         if self.name in FOLDERS:
             self._check_folders()
@@ -87,6 +90,19 @@ class DataConfig:
                 )
             if key not in may and value is not None:
                 raise ValueError(f"data.{key}={value} would be ignored by data={self.name}: leave it out")
+
+    def _check_title(self) -> None:
+        if self.title is None:
+            return
+        if self.label is not None:
+            raise ValueError(
+                f"data.title={self.title} would be ignored: reports call data={self.name} "
+                f"'{self.label}'; leave it out"
+            )
+        if not self.title.strip() or len(self.title) > MOST_TITLE or not self.title.isprintable():
+            raise ValueError(
+                f"data.title={self.title!r} must be one line of 1 to {MOST_TITLE} characters that are not all spaces"
+            )
 
     def _check_folders(self) -> None:
         assert self.root is not None
@@ -127,10 +143,10 @@ class DataConfig:
         return catalog.DATA_LABELS.get(self.name)
 
     def identity(self) -> dict[str, Any]:
-        """What defines the data: never its path. A folder is known by the names of the files in it."""
+        """What defines the data: never its path or title. A folder is known by the names of the files in it."""
         known = dataclasses.asdict(self)
         # How many processes make a batch does not change it.
-        del known["root"], known["download"], known["workers"]
+        del known["root"], known["download"], known["workers"], known["title"]
         if self.val_images is None:
             del known["val_images"], known["val_seed"]
         if self.name != "synthetic":
@@ -140,13 +156,17 @@ class DataConfig:
             if known[key] is None:
                 del known[key]
         if dotted.is_dotted(self.name):
-            known["source"] = dotted.source_digest(self.name)
+            known["source"] = self.source
         if self.label is not None:
             known["label"] = self.label
         if self.name in FOLDERS:
-            assert self.root is not None
-            known["files"] = _listing_digest(self.root, self.test_folder)
+            known["files"] = self._files
         return known
+
+    @functools.cached_property  # goes to the ranks, as `source` does
+    def _files(self) -> str:
+        assert self.root is not None
+        return _listing_digest(self.root, self.test_folder)
 
 
 @functools.cache  # one listing serves every run of a sweep

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Annotated, Any
 
 import pydantic
+
+from bnbench import dotted
 
 # Numbers are numbers: true is not 1, and "8" is not 8.
 Int = Annotated[int, pydantic.Strict()]
@@ -14,9 +17,25 @@ Float = Annotated[float, pydantic.Strict()]
 STRICT: dict[str, Any] = {"extra": "forbid", "coerce_numbers_to_str": True}
 
 
-def positive(key: str, value: float | None, minimum: float = 0, inclusive: bool = False) -> None:
+class Named:
+    """A choice by `name`: one of bnbench's, or a user's own by dotted path."""
+
+    name: str
+
+    @functools.cached_property
+    def source(self) -> str | None:
+        """Digest of the file of a user's own, as it was when the run was asked for; None for bnbench's.
+
+        Ranks get it with the config, so that a run keeps its identity while somebody edits the file.
+        """
+        return dotted.source_digest(self.name) if dotted.is_dotted(self.name) else None
+
+
+def positive(
+    key: str, value: float | None, minimum: float = 0, inclusive: bool = False, way_out: str = ""
+) -> None:
     if value is None:
         return
     if not math.isfinite(value) or not (value >= minimum if inclusive else value > minimum):
         rule = "at least" if inclusive else "above"
-        raise ValueError(f"{key}={value} must be a finite number {rule} {minimum}")
+        raise ValueError(f"{key}={value} must be a finite number {rule} {minimum}{way_out}")

@@ -15,9 +15,10 @@ class MeasureConfig:
     test: bool
     precise_steps: Int
     health_every: Int | None
+    speed_every: Int | None
     landscape: bool
     landscape_every: Int
 
     def __post_init__(self) -> None:
-        for key in ("precise_steps", "health_every", "landscape_every"):
+        for key in ("precise_steps", "health_every", "speed_every", "landscape_every"):
             positive(f"measure.{key}", getattr(self, key))

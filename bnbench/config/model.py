@@ -11,11 +11,11 @@ from typing import Any
 
 from bnbench import catalog, dotted
 
-from .fields import STRICT, Float, Int, positive
+from .fields import STRICT, Float, Int, Named, positive
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Named):
     __pydantic_config__ = STRICT
     name: str
     width: Int | None = None
@@ -102,10 +102,14 @@ class ModelConfig:
         known = {"name": self.name, **{key: getattr(self, key) for key in self.info.uses}}
         del known["weights"]
         if self.weights is not None:
-            known["weights"] = _file_digest(self.weights)
+            known["weights"] = self._weights_digest
         if dotted.is_dotted(self.name):
-            known["source"] = dotted.source_digest(self.name)
+            known["source"] = self.source
         return known
+
+    @functools.cached_property  # goes to the ranks, as `source` does
+    def _weights_digest(self) -> str | None:
+        return None if self.weights is None else _file_digest(self.weights)
 
     def ignored(self) -> dict[str, Any]:
         """The settings given here that this model does not read."""

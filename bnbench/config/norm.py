@@ -9,7 +9,7 @@ from typing import Any
 
 from bnbench import catalog, dotted
 
-from .fields import STRICT, Float, Int, positive
+from .fields import STRICT, Float, Int, Named, positive
 
 CHOICES = {
     "statistics": catalog.STATISTICS_POLICIES,
@@ -19,7 +19,7 @@ CHOICES = {
 
 
 @dataclass(frozen=True)
-class NormConfig:
+class NormConfig(Named):
     __pydantic_config__ = STRICT
     name: str
     batch_size: Int | None = None

@@ -133,6 +133,9 @@ class ScheduleConfig:
         return {"name": self.name, **{key: getattr(self, key) for key in self.uses}}
 
 
+MAX_LOSS = 1e6  # mean cross-entropy: a network that says nothing loses ln(classes), 7 for 1,000
+
+
 @dataclass(frozen=True)
 class RecipeConfig:
     """What shapes a step beside the optimizer; the same for every norm unless swept."""
@@ -143,6 +146,7 @@ class RecipeConfig:
     ema: Float | None
     accumulate: Int
     clip_norm: Float | None
+    max_loss: Float | None = MAX_LOSS
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -154,9 +158,13 @@ class RecipeConfig:
             )
         positive("recipe.accumulate", self.accumulate)
         positive("recipe.clip_norm", self.clip_norm)
+        positive("recipe.max_loss", self.max_loss)
 
     def identity(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.max_loss == MAX_LOSS:  # earlier identities do not name it
+            del values["max_loss"]
+        return values
 
 
 def scheduled(config: ScheduleConfig, step: int, warmup: int, total: int, peak_lr: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import pydantic
 
 from bnbench import catalog, dotted
-from bnbench.records import digest
+from bnbench.records import SCHEMA, Record, Status, digest, flatten
 from bnbench.span import DEVICE, Span, span_of
 
 from .data import DataConfig
@@ -45,6 +46,7 @@ class RunConfig:
     measure: MeasureConfig
     evals_per_epoch: Int = 1
     target_error: Float | None = None  # percent; the record says at which step it was reached
+    reuse_records: bool = False  # count what other code has finished as done
     claim: str | None = None  # that this run is evidence for; of no effect on it
 
     def __post_init__(self) -> None:
@@ -78,12 +80,15 @@ class RunConfig:
                     f"schedule.lr_end={self.schedule.lr_end} must be above the learning rate that the range starts "
                     f"from, {peak:g}: raise it, or lower optim.lr"
                 )
+        self._check_recordable()
         self._check_batch()
         if self.optim.warmup_epochs > self.epochs:
             raise ValueError(
                 f"optim.warmup_epochs={self.optim.warmup_epochs} is longer than epochs={self.epochs}: lower it"
             )
+        _ = self.model.source, self.norm.source, self.data.source  # from here on they stay
         _ = self.span  # raises where the NBS cannot be reached
+        _ = self.begun_elsewhere  # raises where it would be another training
         if self.data.side is not None:
             self.model.check_side(self.data.side, self._one_value)
         if self.norm.name == "ghost" and self.span.kind != "ghost":
@@ -93,6 +98,15 @@ class RunConfig:
                 f"norm.batch_size={asked} with norm=ghost must lie below the per-device batch of "
                 f"{self.per_device_batch} and divide it: choose {', '.join(map(str, divisors)) or 'norm=bn'}"
             )
+
+    def _check_recordable(self) -> None:
+        for key, value in flatten(dataclasses.asdict(self)).items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError:
+                raise ValueError(
+                    f"{key}={value} cannot be written into a record, which holds finite numbers: give one, or null"
+                ) from None
 
     def _check_batch(self) -> None:
         world, parts = self.trainer.world_size, self.recipe.accumulate
@@ -146,6 +160,28 @@ class RunConfig:
             return "an NBS of 1", "norm.batch_size=2 or more"
         return None
 
+    @property
+    def begun_elsewhere(self) -> RunConfig | None:
+        """This run on the `trainer.resume_world` ranks that it was begun on; None if it was not, or was on as many.
+
+        Raises ValueError unless it is the same training but for rounding: equal global batch, NBS and accumulation.
+        """
+        size = self.trainer.resume_world
+        if size is None or size == self.trainer.world_size:
+            return None
+        there = dataclasses.replace(self.trainer, devices=size, num_nodes=1, resume_world=None)
+        asked = f"trainer.resume_world={size}"
+        try:
+            other = dataclasses.replace(self, trainer=there)
+        except ValueError as error:
+            raise ValueError(f"{asked}: on {size} ranks this run could not have begun: {error}") from None
+        if other.nbs != self.nbs:
+            raise ValueError(
+                f"{asked}: there NBS was {other.nbs}, here it is {self.nbs}, and statistics over other images are "
+                f"another training: set norm.batch_size={other.nbs}"
+            )
+        return other
+
     def ignored(self) -> dict[str, Any]:
         """Settings of this run that nothing would read."""
         parts = {part: getattr(self, part).ignored() for part in ("model", "norm", "optim", "schedule")}
@@ -167,7 +203,7 @@ class RunConfig:
         if self.nbs is not None and self.norm.statistics == "precise":
             norm["precise_steps"] = self.measure.precise_steps
         if dotted.is_dotted(self.norm.name):
-            norm["source"] = dotted.source_digest(self.norm.name)
+            norm["source"] = self.norm.source
         return {
             "model": self.model.identity(),
             "norm": {"name": self.kind, **norm},
@@ -196,6 +232,19 @@ class RunConfig:
         if self.schedule.name == "range":  # the windows whose loss tells stable from unstable
             found["log_every"] = self.trainer.log_every
         return found
+
+    def record(self, status: Status, **came: Any) -> Record:
+        """The record of this run: what it is, and `came`, the fields of a Record that say what came of it."""
+        identity = self.identity()
+        return Record(
+            schema=SCHEMA,
+            id=digest(identity),
+            name=self.run_name,
+            identity=identity,
+            status=status,
+            config=dataclasses.asdict(self),
+            **came,
+        )
 
     @property
     def run_name(self) -> str:

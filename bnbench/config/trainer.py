@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from bnbench import catalog
 
-from .fields import STRICT, Int, positive
+from .fields import STRICT, Float, Int, positive
 
 
 @dataclass(frozen=True)
@@ -26,26 +27,28 @@ class TrainerConfig:
     log_every: Int
     checkpoint_minutes: float | None
     time_limit_minutes: float | None
+    collective_timeout_minutes: float
+    resume_world: Int | None
     save_weights: bool
 
     def __post_init__(self) -> None:
         catalog.check_known("trainer.accelerator", self.accelerator, catalog.ACCELERATORS)
         catalog.check_known("trainer.precision", self.precision, catalog.PRECISIONS)
-        for key in ("devices", "num_nodes", "threads", "log_every"):
+        for key in ("devices", "num_nodes", "threads", "log_every", "resume_world"):
             positive(f"trainer.{key}", getattr(self, key))
-        if self.time_limit_minutes is not None and self.time_limit_minutes <= 0:
-            raise ValueError(
-                f"trainer.time_limit_minutes={self.time_limit_minutes} must be above 0, or null for none"
-            )
-        if self.checkpoint_minutes is not None and self.checkpoint_minutes < 0:
-            raise ValueError(
-                f"trainer.checkpoint_minutes={self.checkpoint_minutes} must be 0 (at every chance), more, or null"
-            )
+        none = ", or null for none"
+        positive("trainer.time_limit_minutes", self.time_limit_minutes, way_out=none)
+        positive("trainer.checkpoint_minutes", self.checkpoint_minutes, inclusive=True, way_out=none)
+        positive("trainer.collective_timeout_minutes", self.collective_timeout_minutes)
 
     def execution(self) -> dict[str, Any]:
         """What may change rounding and time, and nothing else: recorded factors of the identity."""
         keys = ("tf32", "cudnn_benchmark", "deterministic", "channels_last", "compile")
         return {key: getattr(self, key) for key in keys}
+
+    @property
+    def collective_timeout(self) -> timedelta:
+        return timedelta(minutes=self.collective_timeout_minutes)
 
     @property
     def world_size(self) -> int:
@@ -59,9 +62,15 @@ class LoggerConfig:
     project: str = "bnbench"
     entity: str | None = None
     mode: str = "offline"
+    group: str | None = None  # the sweep's name
+    tags: tuple[str, ...] = ()
+    init_timeout: Float = 30.0  # seconds
+    finish_timeout: Float = 60.0
 
     def __post_init__(self) -> None:
         catalog.check_known("logger", self.name, ("wandb", "none"))
         catalog.check_known(
             "logger.mode (which follows WANDB_MODE)", self.mode, ("offline", "online", "disabled")
         )
+        for key in ("init_timeout", "finish_timeout"):
+            positive(f"logger.{key}", getattr(self, key))

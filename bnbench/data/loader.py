@@ -42,8 +42,9 @@ class Normalizer:
 class StepLoader(ABC):
     """The order of training: this rank's shares of the current epoch's global steps, without the partial batch.
 
-    With `accumulate` = k, each step's share comes in k parts, as k times as many ranks would take it: part p of
-    rank r is what rank p W + r of k W ranks takes, so that statistics groups are the same as on that world.
+    With `accumulate` = k, part p of a step is its images i with i mod k = p on every world, and a rank takes its share
+    of them as it would of a step of their own: statistics groups are the same, and so is the order in which running
+    statistics see them.
     Raises ValueError if the set holds fewer images than a step takes.
     """
 
@@ -118,8 +119,8 @@ class TrainLoader(StepLoader):
 
 def step_places(span: Span, rank: int, world_size: int, accumulate: int) -> list[slice]:
     """Which images of a global step this rank takes, in each of its `accumulate` parts."""
-    ranks = world_size * accumulate
-    return [slice(span.residue(part * world_size + rank, ranks), None, ranks) for part in range(accumulate)]
+    first = accumulate * span.residue(rank, world_size)
+    return [slice(first + part, None, accumulate * world_size) for part in range(accumulate)]
 
 
 class TestLoader:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bnbench.signals import FROM_OUTSIDE, ignore
+
 from .files import FileSet, decode, transform
 from .loader import Batch, Normalizer, StepLoader
 from .order import AUGMENTATION, mix
@@ -151,12 +153,7 @@ def _end_with_rank(_: int) -> None:
 
     Until then it would hold the rank's connections open, and the others would not see that the rank is gone.
     """
-    for number in (
-        signal.SIGTERM,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-    ):  # sent to all: the rank first makes a checkpoint
-        signal.signal(number, signal.SIG_IGN)
+    ignore(FROM_OUTSIDE)  # sent to all: the rank first makes a checkpoint
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .loader import Batch, TrainLoader
 from .streaming import StreamedTrainLoader
+
+
+def _nothing(part: str) -> None:
+    pass
 
 
 class WatchedLoader:
@@ -16,12 +20,14 @@ class WatchedLoader:
 
     They are the host's. For a set in the CPU's memory they are the cost of making the batches; on a GPU the
     making is queued behind the model's work and costs the host little; for streamed images they are what the
-    workers and the copy to the device left to wait for.
+    workers and the copy to the device left to wait for. `begin` hears when a wait begins ("data_wait") and when
+    something else does ("other").
     """
 
     def __init__(self, loader: TrainLoader | StreamedTrainLoader) -> None:
         self.loader = loader
         self.waited: dict[int, float] = {}
+        self.begin: Callable[[str], None] = _nothing
         self.first = 0  # of the next epoch's batches: those before it were trained on before this run went on
 
     def __len__(self) -> int:
@@ -40,7 +46,9 @@ class WatchedLoader:
         self.waited.setdefault(epoch, 0.0)
         while True:
             asked = clock()
+            self.begin("data_wait")
             batch = next(batches, None)
+            self.begin("other")
             self.waited[epoch] += clock() - asked
             if batch is None:
                 return

@@ -5,14 +5,26 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import math
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from bnbench.analysis.answer import Interval
 from bnbench.analysis.claims import ClaimResult, Verdict
+from bnbench.report.numbers import difference, number, probability
+from bnbench.report.table import NOTHING
 
-NOTHING = "–"
 WIDTH = 80
+HEADS = [
+    "comparison",
+    "measure",
+    "left",
+    "right",
+    "pairs",
+    "difference or ratio",
+    "d_z",
+    "p (Holm)",
+    "verdict",
+]
 
 LEGEND = (
     "Runs are paired by seed, all else equal. Differences are left - right, with the 95% t interval over pairs; "
@@ -32,14 +44,19 @@ def section(results: Sequence[ClaimResult]) -> str:
     parts = ["## Claims\n", f"{LEGEND} The numbers in full: [claims.csv](claims.csv).\n"]
     for result in results:
         parts.append(f"### {result.claim}: {result.verdict}\n")
-        states = f"{result.states[0].upper()}{result.states[1:]}"
-        parts.append(f"{states}? {_count(result.runs)}. {result.lost}\n")
+        parts.append(f"{said(result)}\n")
         parts.append(_table(result.rows))
-        parts.append("".join(f"- {note}\n" for note in _remarks(result.rows)))
+        parts.append("".join(f"- {note}\n" for note in remarks(result.rows)))
     return "\n".join(part for part in parts if part)
 
 
-def _remarks(rows: Sequence[Verdict]) -> list[str]:
+def said(result: ClaimResult) -> str:
+    """A claim as a question, its evidence, and how runs count that were lost."""
+    states = f"{result.states[0].upper()}{result.states[1:]}"
+    return f"{states}? {result.runs} run{'' if result.runs == 1 else 's'} of evidence. {result.lost}"
+
+
+def remarks(rows: Sequence[Verdict]) -> list[str]:
     """What to know about rows, said once; with the row it is about, where it is not about all."""
     about: dict[str, list[str]] = {}
     for row in rows:
@@ -80,25 +97,24 @@ def _wrapped(text: str, first: str) -> list[str]:
 
 
 def _table(rows: Sequence[Verdict]) -> str:
-    heads = ["comparison", "measure", "left", "right", "pairs", "difference or ratio", "d_z", "p (Holm)"]
-    heads.append("verdict")
     rule = ["---", "---", *["---:"] * 6, "---"]
-    lines = [heads, rule]
-    for row in rows:
-        lines.append(
-            [
-                _what(row),
-                row.measure,
-                _number(row.left_mean),
-                _number(row.right_mean),
-                str(row.pairs),
-                _effect(row),
-                NOTHING if row.d_z is None else f"{row.d_z:.1f}",
-                _p(row),
-                row.verdict,
-            ]
-        )
+    lines = [HEADS, rule, *map(words, rows)]
     return "".join(f"| {' | '.join(text.replace('|', '/') for text in line)} |\n" for line in lines)
+
+
+def words(row: Verdict) -> list[str]:
+    """A comparison as people read it, by `HEADS`."""
+    return [
+        _what(row),
+        row.measure,
+        number(row.left_mean),
+        number(row.right_mean),
+        str(row.pairs),
+        _effect(row),
+        NOTHING if row.d_z is None else f"{row.d_z:.1f}",
+        probability(row.p_holm),
+        row.verdict,
+    ]
 
 
 def _what(row: Verdict) -> str:
@@ -112,25 +128,4 @@ def _effect(row: Verdict) -> str:
     if row.ratio:
         return f"x {row.effect:.3g} [{row.low:.3g}, {row.high:.3g}]"
     decimals = 2 if row.high - row.low < 0.4 else 1
-    numbers = [f"{_unminus(value, decimals):+.{decimals}f}" for value in (row.effect, row.low, row.high)]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
-
-
-def _unminus(value: float, decimals: int) -> float:
-    return round(value, decimals) + 0.0  # no -0.0
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def _p(row: Verdict) -> str:
-    if row.p_holm is None or math.isnan(row.p_holm):
-        return NOTHING
-    return "< 0.001" if row.p_holm < 0.001 else f"{row.p_holm:.3f}"
-
-
-def _count(runs: int) -> str:
-    return f"{runs} run{'' if runs == 1 else 's'} of evidence"
+    return difference(Interval(row.effect, row.low, row.high, row.pairs), decimals)

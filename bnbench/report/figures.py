@@ -5,20 +5,17 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bnbench.analysis.statistics import MISSED, factors
-from bnbench.report.table import heading, missed_words
+from bnbench.analysis.answer import CellView, Panel
+from bnbench.analysis.statistics import MISSED
+from bnbench.report.style import BAND, Look, looks
+from bnbench.report.table import missed_words
 
 if TYPE_CHECKING:
-    import polars as pl
     from matplotlib.axes import Axes
 
-# Okabe & Ito's colour-blind-safe palette without its yellow, which is too light on white; black last.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-DASHES = ("--", "-.", ":")
 STYLE: Any = {
     "svg.hashsalt": "bnbench",  # the same records give the same bytes
     "font.size": 9,
@@ -35,55 +32,49 @@ STYLE: Any = {
 PANEL = (4.6, 3.3)  # inches
 MOST_COLUMNS = 3
 TITLE = 54  # characters of a line that fit over a panel
-LOST = "no run completed"
-
-Row = dict[str, Any]
-Line = tuple[str, ...]  # a norm, then the settings of it that vary
+LOST = "no error to show"
 
 
-def error_against_nbs(runs: pl.DataFrame, cells: pl.DataFrame) -> tuple[bytes, bytes]:
-    """The figure as PNG and as SVG, from `Collected.runs` and `statistics.cells`.
+def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
+    """The figure as PNG and as SVG: a line for each norm, in as many panels as there are.
 
-    One panel for each model, data and other setting in which cells differ; a norm's own settings make
-    lines. A norm without NBS is one horizontal line with its interval as a band.
+    A norm without NBS is one horizontal line with its interval as a band; where a line meets the baseline's is marked.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = _panels(cells)
-    lines = list(dict.fromkeys(_line(row, cells) for rows in panels.values() for row in rows))
-    points = _errors(runs)
+    # Over all panels: a norm looks the same in each.
+    styles = looks(cell.line for panel in panels for cell in panel.cells)
     columns = min(len(panels), MOST_COLUMNS)
     rows = math.ceil(len(panels) / columns)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc does not change a report
         matplotlib.rcParams.update(STYLE)
-        height = PANEL[1] + 0.15 * max(len(title) // TITLE for title in panels)
+        height = PANEL[1] + 0.15 * max(len(panel.title) // TITLE for panel in panels)
         figure = Figure(figsize=(PANEL[0] * columns + 0.4, height * rows + 0.6), layout="constrained")
         FigureCanvasAgg(figure)
-        same_scale = cells.select("model", "data").n_unique() == 1
+        same_scale = len({panel.title.partition(",")[0] for panel in panels}) == 1  # model and data
         grid = figure.subplots(rows, columns, squeeze=False, sharey=same_scale)
         for index, axes in enumerate(grid.flat):
             if index >= len(panels):
                 axes.remove()
                 continue
-            title = list(panels)[index]
-            _draw(axes, panels[title], lines, points, cells)
-            axes.set_title(textwrap.fill(title, TITLE), loc="left", pad=9)
+            _draw(axes, panels[index], styles)
+            axes.set_title(textwrap.fill(panels[index].title, TITLE), loc="left", pad=9)
             if index % columns == 0:
                 axes.set_ylabel("validation error (%)")
-        figure.suptitle(_title(cells), x=0.01, ha="left", fontsize=10)
+        figure.suptitle(_title(panels), x=0.01, ha="left", fontsize=10)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=200)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
 
-def _title(cells: pl.DataFrame) -> str:
-    seeds = sorted({n for n in cells["seeds"] if n})
+def _title(panels: Sequence[Panel]) -> str:
+    seeds = sorted({cell.error.n for panel in panels for cell in panel.cells if cell.error is not None})
     if not seeds:
-        return "Validation error against normalization batch size\nno run completed"
+        return "Validation error against normalization batch size\nno error to show"
     if seeds == [1]:
         return "Validation error against normalization batch size\none seed: no interval"
     count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
@@ -93,38 +84,8 @@ def _title(cells: pl.DataFrame) -> str:
     )
 
 
-def _panels(cells: pl.DataFrame) -> dict[str, list[Row]]:
-    """The rows of each panel, by its title."""
-    outer = [key for key in factors(cells) if key != "data" and not key.startswith("norm.")]
-    panels: dict[str, list[Row]] = {}
-    for row in cells.iter_rows(named=True):
-        settings = [f"{heading(key)} {row[key]}" for key in outer if row[key] is not None]
-        panels.setdefault(", ".join([f"{row['model']} on {row['data']}", *settings]), []).append(row)
-    return panels
-
-
-def _line(row: Row, cells: pl.DataFrame) -> Line:
-    own = [key for key in factors(cells) if key.startswith("norm.") and row[key] is not None]
-    return (row["norm"], *(f"{key.removeprefix('norm.')} {row[key]}" for key in own))
-
-
-def _errors(runs: pl.DataFrame) -> dict[str, list[float]]:
-    """The errors of the completed runs of each cell."""
-    errors: dict[str, list[float]] = {}
-    for cell, status, error in runs.select("cell", "status", "val_error").iter_rows():
-        if status == "completed" and error is not None:
-            errors.setdefault(cell, []).append(error)
-    return errors
-
-
-def _draw(
-    axes: Axes,
-    rows: Sequence[Row],
-    lines: Sequence[Line],
-    points: dict[str, list[float]],
-    cells: pl.DataFrame,
-) -> None:
-    sizes = sorted({row["nbs"] for row in rows if row["nbs"] is not None})
+def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Look]) -> None:
+    sizes = sorted({cell.nbs for cell in panel.cells if cell.nbs is not None})
     axes.set_xscale("log", base=2)
     axes.set_xlim((sizes[0] / 1.5, sizes[-1] * 1.5) if sizes else (1, 2))
     axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -133,62 +94,58 @@ def _draw(
         "normalization batch size (images that share statistics)" if sizes else "no norm with an NBS"
     )
     axes.margins(y=0.12)
-    by_line: dict[Line, list[Row]] = {}
-    for row in rows:
-        by_line.setdefault(_line(row, cells), []).append(row)
-    side_by_side = [line for line, own in by_line.items() if own[0]["nbs"] is not None]
+    by_line: dict[str, list[CellView]] = {}
+    for cell in panel.cells:
+        by_line.setdefault(cell.line, []).append(cell)
+    side_by_side = [line for line, own in by_line.items() if own[0].nbs is not None]
     labels = []
     for line, own in by_line.items():
-        index = lines.index(line)  # over all panels: a norm looks the same in each
-        colour = PALETTE[index % len(PALETTE)]
+        look = styles[line]
         label = _label(line, own)
         labels.append(label)
-        if own[0]["nbs"] is None:
-            _draw_level(axes, own[0], colour, DASHES[index % len(DASHES)], label)
+        if own[0].nbs is None:
+            _draw_level(axes, own[0], look.colour, look.dashes, label)
         else:
             # A little apart, or the bars of two norms at one NBS would hide each other.
             shift = 2 ** (0.12 * (side_by_side.index(line) - (len(side_by_side) - 1) / 2))
-            _draw_line(axes, own, points, colour, MARKERS[index % len(MARKERS)], label, shift)
+            _draw_line(axes, own, look.colour, look.marker, label, shift)
+    _draw_crossovers(axes, panel, styles)
     if axes.get_ylim()[0] < 0:
         axes.set_ylim(bottom=0)  # an interval may reach below; an error does not
-    if any(row["mean"] is None and row["nbs"] is not None for row in rows):
+    if any(cell.error is None and cell.nbs is not None for cell in panel.cells):
         axes.plot([], [], "x", color="#555555", markersize=7, markeredgewidth=1.8, label=LOST)
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     order = [label for label in (*labels, LOST) if label in named]  # as in the table
     axes.legend([named[label] for label in order], order, loc="best")
 
 
-def _draw_level(axes: Axes, row: Row, colour: str, dashes: str, label: str) -> None:
+def _draw_level(axes: Axes, cell: CellView, colour: str, dashes: str, label: str) -> None:
     """A norm without NBS: the same at every x."""
-    if row["mean"] is None:
+    if cell.error is None:
         axes.plot([], [], dashes, color=colour, label=label)  # its runs are counted in the legend
         return
-    if row["low"] is not None:
-        axes.axhspan(row["low"], row["high"], color=colour, alpha=0.16, linewidth=0, zorder=1)
-    axes.axhline(row["mean"], color=colour, linestyle=dashes, linewidth=1.4, label=label, zorder=2)
+    if cell.error.low is not None and cell.error.high is not None:
+        axes.axhspan(cell.error.low, cell.error.high, color=colour, alpha=BAND, linewidth=0, zorder=1)
+    axes.axhline(cell.error.mean, color=colour, linestyle=dashes, linewidth=1.4, label=label, zorder=2)
 
 
 def _draw_line(
-    axes: Axes,
-    rows: Sequence[Row],
-    points: dict[str, list[float]],
-    colour: str,
-    marker: str,
-    label: str,
-    shift: float,
+    axes: Axes, cells: Sequence[CellView], colour: str, marker: str, label: str, shift: float
 ) -> None:
     """A norm with NBS: means joined, 95% t intervals, and each seed faintly."""
-    rows = sorted(rows, key=lambda row: row["nbs"])
-    x = [row["nbs"] * shift for row in rows]
-    for at, row in zip(x, rows, strict=True):
-        errors = points.get(row["cell"], [])
-        left = [at * 2**-0.09] * len(errors)  # beside the interval, which would hide them
-        axes.plot(left, errors, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0, zorder=3)
+    cells = sorted(cells, key=lambda cell: cell.nbs or 0)
+    x = [(cell.nbs or 0) * shift for cell in cells]
+    for at, cell in zip(x, cells, strict=True):
+        left = [at * 2**-0.09] * len(cell.errors)  # beside the interval, which would hide them
+        axes.plot(left, cell.errors, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0, zorder=3)
+    found = [cell.error for cell in cells]
     axes.errorbar(
         x,
         # A cell without a result breaks the line; with one seed there is no interval, and no bar.
-        [math.nan if row["mean"] is None else row["mean"] for row in rows],
-        yerr=[math.nan if row["high"] is None else row["high"] - row["mean"] for row in rows],
+        [math.nan if error is None else error.mean for error in found],
+        yerr=[
+            math.nan if error is None or error.high is None else error.high - error.mean for error in found
+        ],
         color=colour,
         marker=marker,
         markersize=5,
@@ -198,15 +155,28 @@ def _draw_line(
         label=label,
         zorder=4,
     )
-    lost = [at for at, row in zip(x, rows, strict=True) if row["mean"] is None]
+    lost = [at for at, error in zip(x, found, strict=True) if error is None]
     if lost:
         top = axes.get_xaxis_transform()  # x in data, y from 0 to 1 over the panel
         cross: Any = {"color": colour, "markersize": 7, "markeredgewidth": 1.8}
         axes.plot(lost, [1.0] * len(lost), "x", transform=top, clip_on=False, zorder=5, **cross)
 
 
-def _label(line: Line, rows: Sequence[Row]) -> str:
-    words = missed_words({status: sum(row[status] for row in rows) for status in MISSED})
-    words = ", ".join(filter(None, ["no NBS" if rows[0]["nbs"] is None else "", words]))
-    name = " ".join([line[0], ", ".join(line[1:])]).strip()
-    return f"{name} ({words})" if words else name
+def _draw_crossovers(axes: Axes, panel: Panel, styles: Mapping[str, Look]) -> None:
+    """On the axis: where a line meets the baseline's, with the interval of that place."""
+    floor = axes.get_xaxis_transform()
+    for rank, crossover in enumerate(panel.crossovers):
+        colour = styles[crossover.left].colour
+        height = 0.025 + 0.03 * rank
+        low, high = axes.get_xlim()
+        ends = [crossover.low or low, crossover.high or high]
+        axes.plot(ends, [height] * 2, color=colour, linewidth=3, alpha=0.35, transform=floor, zorder=2)
+        axes.plot(
+            [crossover.nbs], [height], "|", color=colour, markersize=9, markeredgewidth=2, transform=floor
+        )
+
+
+def _label(line: str, cells: Sequence[CellView]) -> str:
+    words = missed_words({status: sum(cell.statuses.get(status, 0) for cell in cells) for status in MISSED})
+    words = ", ".join(filter(None, ["no NBS" if cells[0].nbs is None else "", words]))
+    return f"{line} ({words})" if words else line

@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnbench.analysis.statistics import STATUSES, shared
 from bnbench.records import Record, flatten
-from bnbench.report import claims, fairness, table, tuning
+from bnbench.report import claims, fairness, published, sides, table, tuning, verdict
+from bnbench.report.about import about
+from bnbench.report.numbers import short
 from bnbench.waiting import data_wait_remark
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from bnbench.analysis.answer import Answer
     from bnbench.analysis.claims import ClaimResult
     from bnbench.analysis.collect import Collected
 
 MOST_VALUES = 3  # of one provenance key; beyond that, how many there are
-LONGEST = 300  # characters of one value or message
 
 
 def page(
-    roots: Sequence[Path],
-    out: Path,
+    command: str,
     collected: Collected,
     cells: pl.DataFrame,
+    answer: Answer,
     figure: str,
     results: Sequence[ClaimResult] = (),
 ) -> str:
-    """The report as markdown. It states means and intervals, and names no winner."""
+    """The report as markdown. The verdict in words first, then what it rests on."""
     runs = collected.runs
     models, data, norms = (", ".join(dict.fromkeys(cells[key])) for key in ("model", "data", "norm"))
     parts = [
         "# Normalization and batch size: validation error\n",
         f"{models} on {data} with {norms}: {_count(runs.height, 'run')} in {_count(cells.height, 'cell')} "
         "(a cell holds the runs that differ only by seed).\n",
+        f"{said}.\n" if (said := about(collected.records)) else "",
+        verdict.section(answer),
         "## Result\n",
         table.markdown(cells),
         f"{table.LEGEND} The interval covers the seeds' variation and nothing else: not another data set, "
         "recipe or machine.\n",
         f"![validation error against normalization batch size]({figure})\n",
+        verdict.table(answer),
+        sides.section(answer),
+        published.section(answer),
         claims.section(results),
         tuning.section(runs, collected.records),
         fairness.section(collected.records),
@@ -54,10 +59,10 @@ def page(
         "The same in all rows of the table (in all rows of one norm, where it is named):\n",
         _pairs(sorted(shared(runs).items())),
         "## Provenance\n",
-        _pairs(_provenance(collected.records)) or "The records state none.\n",
-        _bullets("## Notes on the records\n", [*collected.problems, *_waiting(collected.records)]),
+        _pairs(provenance(collected.records)) or "The records state none.\n",
+        _bullets("## Notes on the records\n", notes(collected)),
         "## This report again\n",
-        f"```\n{shlex.join(['bnbench', 'report', *map(str, roots), '--out', str(out)])}\n```\n",
+        f"```\n{command}\n```\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -81,12 +86,13 @@ def _failures(records: Iterable[Record]) -> str:
     return _bullets("", lines)
 
 
-def _waiting(records: Iterable[Record]) -> list[str]:
-    remark = data_wait_remark(records)
-    return [] if remark is None else [remark]
+def notes(collected: Collected) -> list[str]:
+    """What to know of the records: those that are not used, or are incomplete, and runs that waited for their data."""
+    remark = data_wait_remark(collected.records)
+    return [*collected.problems, *([] if remark is None else [remark])]
 
 
-def _provenance(records: Iterable[Record]) -> list[tuple[str, str]]:
+def provenance(records: Iterable[Record]) -> list[tuple[str, str]]:
     """Each key of the records' provenance with its values; records of any shape are read."""
     values: dict[str, Counter[str]] = {}
     for record in records:
@@ -102,15 +108,10 @@ def _provenance(records: Iterable[Record]) -> list[tuple[str, str]]:
             pairs.append((key, f"{len(found)} different"))
             continue
         some = [
-            _short(value) + (f" ({_count(n, 'run')})" if len(found) > 1 else "") for value, n in found.items()
+            short(value) + (f" ({_count(n, 'run')})" if len(found) > 1 else "") for value, n in found.items()
         ]
         pairs.append((key, "; ".join(some)))
     return pairs
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
@@ -120,5 +121,5 @@ def _pairs(pairs: Iterable[tuple[str, str]]) -> str:
 def _bullets(heading: str, lines: Sequence[str]) -> str:
     if not lines:
         return ""
-    listed = "".join(f"- {_short(line)}\n" for line in lines)
+    listed = "".join(f"- {short(line)}\n" for line in lines)
     return f"{heading}\n{listed}" if heading else listed

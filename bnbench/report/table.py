@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bnbench import catalog
+from bnbench.analysis.panels import HEADINGS, heading, span_kind
 from bnbench.analysis.statistics import MISSED, factors
 
 if TYPE_CHECKING:
     import polars as pl
 
-HEADINGS = {"world_size": "ranks", "global_batch": "global batch", "per_device_batch": "batch/device"}
 _RIGHT = ("NBS", "seeds", "val. error %", "images/s", *HEADINGS.values())
 NOTHING = "–"
 
@@ -47,20 +47,9 @@ def people(cells: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
-def heading(key: str) -> str:
-    """What people call a factor: `ranks`, `lr`, `norm eps`."""
-    return HEADINGS.get(key, key.removeprefix("recipe.").replace(".", " "))
-
-
 def nbs_words(row: Mapping[str, Any]) -> str:
     """The NBS of a cell and the span that reaches it, such as `64 (world)`."""
-    nbs, device = row["nbs"], row["per_device_batch"]
-    world = device * row["world_size"]  # of a pass: with accumulation a part of the global batch
-    if nbs is None:
-        return NOTHING
-    if nbs <= device:
-        return f"{nbs} (device)" if nbs == device else f"{nbs} (ghost)"
-    return f"{nbs} (world)" if nbs == world else f"{nbs} (group)"
+    return NOTHING if row["nbs"] is None else f"{row['nbs']} ({span_kind(row)})"
 
 
 def error_words(row: Mapping[str, Any], decimals: int = 1) -> str:

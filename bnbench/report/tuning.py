@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from bnbench.analysis.lr_range import StableRate, stable_rates
+from bnbench.analysis.panels import heading
 from bnbench.analysis.tuning import TunedCell, telling, tuned, unequal
 from bnbench.records import Record
-from bnbench.report.table import NOTHING, heading
+from bnbench.report.table import NOTHING
 
 if TYPE_CHECKING:
     import polars as pl

@@ -6,12 +6,13 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bnbench.config import RunConfig
 from bnbench.records import Record, cell_of, digest
 
+PROBED = "probe"  # as a source
 NEWEST = 5  # records under a median: the code and the machine of older ones may be others
 ALIKE = ("model", "data", "world_size", "per_device_batch", "precision")
 WATCHED: tuple[str, ...] = ("measure", "evals_per_epoch")  # of no cell, and yet they take time
@@ -30,10 +31,20 @@ class Device:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of one run from its setup to its record, and the earlier runs that they are the median of."""
+    """Seconds of one run from its setup to its record, and the earlier runs that they are the median of.
+
+    `of_cell`: those are runs of the very cell, or a probe of it. `peak_bytes`, of the rank with the most, is the
+    largest among them; `params` are the network's; None where they do not tell. So are its norm `layers`, and
+    `train_images` an epoch's; 0 where they do not tell.
+    """
 
     seconds: float
     source: str
+    of_cell: bool = field(default=False, compare=False)
+    peak_bytes: int | None = None
+    params: int | None = None
+    layers: int = field(default=0, compare=False)
+    train_images: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,11 @@ class _Past:
     written: str
     fit: float
     rest: float
+    peak_bytes: int | None
+    params: int | None
+    layers: int
+    train_images: int
+    is_probe: bool
 
 
 def estimate(cells: Sequence[RunConfig], records: Iterable[Record]) -> Estimates:
@@ -94,7 +110,8 @@ def _estimate(mine: _Work, alike: Sequence[_Past]) -> Estimate | None:
     same = [p for p in alike if p.work.cell == mine.cell and _watches_alike(mine, p.work)][:NEWEST]
     if same:
         count = f"{len(same)} run{'s' if len(same) > 1 else ''} of this cell"
-        return Estimate(statistics.median(p.fit + p.rest for p in same), count)
+        source = PROBED if any(p.is_probe for p in same) else count
+        return Estimate(statistics.median(p.fit + p.rest for p in same), source, True, *_size(same))
     if not alike:
         return None
     nearest = min(alike, key=lambda p: _distance(mine, p.work)).work
@@ -102,7 +119,15 @@ def _estimate(mine: _Work, alike: Sequence[_Past]) -> Estimate | None:
     seconds = statistics.median(p.fit * mine.epochs / nearest.epochs + p.rest for p in group)
     scaled = "" if nearest.epochs == mine.epochs else f", {nearest.epochs} epochs"
     name = nearest.norm.rpartition(".")[2]
-    return Estimate(seconds, f"like {name}{'' if nearest.nbs is None else f'@{nearest.nbs}'}{scaled}")
+    source = f"like {name}{'' if nearest.nbs is None else f'@{nearest.nbs}'}{scaled}"
+    return Estimate(seconds, source, False, *_size(group))
+
+
+def _size(past: Sequence[_Past]) -> tuple[int | None, int | None, int, int]:
+    """The largest peak, and what the newest record that counts parameters tells of the network and its data."""
+    peak = max((p.peak_bytes for p in past if p.peak_bytes is not None), default=None)
+    newest = next((p for p in past if p.params is not None), past[0])
+    return peak, newest.params, newest.layers, newest.train_images
 
 
 def _asked(run: RunConfig) -> _Work:
@@ -120,7 +145,18 @@ def _past(record: Record) -> _Past | None:
         return None
     rest = sum(_seconds(record.timings, key) or 0.0 for key in ("setup_seconds", "measure_seconds"))
     written = str(record.provenance.get("written") or "")
-    return _Past(work, _device(record.provenance), written, fit, rest)
+    return _Past(
+        work,
+        _device(record.provenance),
+        written,
+        fit,
+        rest,
+        peak_bytes=_whole(record.memory, "peak_bytes"),
+        params=_whole(record.metrics, "params"),
+        layers=_whole(record.norm_swap, "replaced") or 0,
+        train_images=_whole(_mapping(record.provenance, "data"), "train_images") or 0,
+        is_probe=PROBED in record.provenance,
+    )
 
 
 def _work(identity: Mapping[str, Any], watched: Mapping[str, Any]) -> _Work | None:
@@ -182,3 +218,8 @@ def _seconds(timings: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
         return None
     return float(value)
+
+
+def _whole(values: Mapping[str, Any], key: str) -> int | None:
+    value = values.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

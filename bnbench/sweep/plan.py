@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from bnbench import catalog
 from bnbench.config import RunConfig
-from bnbench.records import cell_of, digest, is_finished
+from bnbench.records import cell_of, digest
+from bnbench.sweep.standing import begun_elsewhere, standing
 
 
 @dataclass
@@ -17,10 +18,21 @@ class Plan:
     todo: list[RunConfig] = field(default_factory=list)
     finished: list[RunConfig] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    others: dict[str, list[RunConfig]] = field(default_factory=dict)  # finished by other code, by its name
 
     @property
     def runs(self) -> list[RunConfig]:
-        return self.finished + self.todo
+        return self.finished + self.todo + [run for runs in self.others.values() for run in runs]
+
+    def joined(self, later: Plan) -> Plan:
+        """Both, with each run once."""
+        known = {run.folder for run in self.runs}
+        return Plan(
+            todo=self.todo + [run for run in later.todo if run.folder not in known],
+            finished=self.finished + [run for run in later.finished if run.folder not in known],
+            remarks=self.remarks + later.remarks,
+            others=self.others | later.others,
+        )
 
     def cells(self) -> int:
         return len({digest(cell_of(run.identity())) for run in self.runs})
@@ -31,6 +43,16 @@ class Plan:
     def headline(self) -> str:
         ranks = " or ".join(map(str, self.ranks()))
         return f"{self.cells()} cell(s), {len(self.runs)} run(s), on {ranks} rank(s), into {self.runs[0].dir}"
+
+    def refusal(self) -> str | None:
+        """Why it cannot be run as it is: what other code has left is neither this sweep's nor to be overwritten."""
+        if not self.others:
+            return None
+        count, names = sum(map(len, self.others.values())), " and ".join(self.others)
+        return (
+            f"{count} of {len(self.runs)} run(s) in {self.runs[0].dir} were finished by other code ({names}): "
+            "reuse_records=true counts them as done, name=... trains all of them anew"
+        )
 
 
 def plan_single(config: RunConfig) -> Plan:
@@ -84,11 +106,23 @@ def plan_sweep(asked: Sequence[RunConfig]) -> Plan:
 
 def _split(runs: list[RunConfig], remarks: list[str]) -> Plan:
     plan = Plan(remarks=remarks)
+    reused: dict[str, int] = {}
     for run in runs:
-        (plan.finished if is_finished(run.folder) else plan.todo).append(run)
+        state, other = standing(run.folder)
+        if state == "broken":
+            plan.remarks.append(f"{other}: its run is trained again")
+        if state == "finished" and other and not run.reuse_records:
+            plan.others.setdefault(other, []).append(run)
+            continue
+        if state == "finished" and other:
+            reused[other] = reused.get(other, 0) + 1
+        (plan.finished if state == "finished" else plan.todo).append(run)
     if plan.finished:
         plan.remarks.append(
             f"{len(plan.finished)} of {len(runs)} run(s) are finished already and kept; to train them again "
             f"choose another name=..., or remove their folders in {runs[0].dir}"
         )
+    for other, count in reused.items():
+        plan.remarks.append(f"{count} of them by other code ({other}), as reuse_records=true asks")
+    plan.remarks += begun_elsewhere(plan.todo)
     return plan

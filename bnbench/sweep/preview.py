@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ from bnbench.compose import Job, Request
 from bnbench.config import RunConfig
 from bnbench.fairness import called
 from bnbench.records import Record, cell_of, digest, find_records, flatten, read_record
-from bnbench.sweep.estimate import Device, Estimate, estimate
+from bnbench.sweep.disk import Disk, checkpoint_bytes, disk_needs
+from bnbench.sweep.estimate import Device, Estimate, Estimates, estimate
 from bnbench.sweep.fairness import told
 from bnbench.sweep.plan import Plan
+
+# From cells (a run of each) and earlier records; problems by the places of their cells.
+Estimator = Callable[[Sequence[RunConfig], Sequence[Record]], tuple[Estimates, Mapping[int, str]]]
 
 
 @dataclass(frozen=True)
@@ -23,14 +27,28 @@ class PlannedCell:
     todo: list[RunConfig]
     finished: list[RunConfig]
     estimate: Estimate | None  # of a run; None where nothing is to do, or no record fits
+    on_gpus: bool = False  # that estimate
+    problem: str | None = None  # why its probe tells nothing
+    others: Sequence[RunConfig] = ()  # finished by other code: neither to do nor done
 
     @property
     def runs(self) -> list[RunConfig]:
-        return sorted(self.finished + self.todo, key=lambda run: run.seed)
+        return sorted([*self.finished, *self.todo, *self.others], key=lambda run: run.seed)
 
     @property
     def seconds(self) -> float | None:
         return None if self.estimate is None else self.estimate.seconds * len(self.todo)
+
+    @property
+    def params(self) -> int | None:
+        return None if self.estimate is None else self.estimate.params
+
+    @property
+    def gpu_hours(self) -> float | None:
+        """Every rank holds a GPU. None where the estimate is not of GPUs."""
+        if self.seconds is None or not self.on_gpus:
+            return None
+        return self.seconds * self.todo[0].trainer.world_size / 3600
 
 
 @dataclass(frozen=True)
@@ -62,8 +80,10 @@ class Preview:
     device: Device | None
     earlier: Earlier
     tracking: Tracking | None
+    disk: Disk | None  # None where nothing is to do
     fairness: list[str]
     remarks: list[str]
+    refusal: str | None  # why `bnbench train` would not start what is valid
     command: str
 
     @property
@@ -82,11 +102,9 @@ class Preview:
 
     @property
     def gpu_hours(self) -> float | None:
-        """Every rank holds a GPU. None where the records are not of GPUs."""
-        if self.device is None or self.device.type != "cuda":
-            return None
-        known = [(cell.seconds, cell.todo) for cell in self.cells if cell.seconds is not None]
-        return sum(seconds * todo[0].trainer.world_size for seconds, todo in known) / 3600
+        """Of the runs that have an estimate. None where those are not of GPUs."""
+        known = [cell.gpu_hours for cell in self.cells if cell.gpu_hours is not None]
+        return sum(known) if known else None
 
     def as_json(self) -> dict[str, Any]:
         runs, track = self.plan.runs, self.tracking
@@ -98,6 +116,7 @@ class Preview:
                 "runs": len(runs),
                 "finished": len(self.plan.finished),
                 "todo": len(self.plan.todo),
+                "other_code": sum(len(cell.others) for cell in self.cells),
                 "invalid": len(self.invalid),
                 "seconds": self.seconds,
                 "without_estimate": self.without_estimate,
@@ -110,6 +129,7 @@ class Preview:
                 "folders": [str(folder) for folder in self.earlier.folders],
             },
             "folders": list(dict.fromkeys(run.dir for run in runs)),
+            "disk": None if self.disk is None else _disk_json(self.disk),
             "ranks": self.plan.ranks(),
             "wandb": None
             if track is None
@@ -121,33 +141,50 @@ class Preview:
             },
             "fairness": self.fairness,
             "remarks": self.remarks,
+            "refusal": self.refusal,
             "command": self.command,
         }
 
 
-def preview(request: Request, plan: Plan, earlier: Earlier, remarks: Sequence[str], command: str) -> Preview:
-    """`remarks` are added to the plan's own."""
+def preview(
+    request: Request,
+    plan: Plan,
+    earlier: Earlier,
+    remarks: Sequence[str],
+    worlds: int,
+    command: str,
+    estimator: Estimator = lambda cells, records: (estimate(cells, records), {}),
+) -> Preview:
+    """`remarks` are added to the plan's own; `worlds` are at work at a time."""
     groups: dict[str, list[RunConfig]] = {}
     for run in plan.runs:
         groups.setdefault(digest(cell_of(run.identity()), 64), []).append(run)
-    cells, done = list(groups.values()), {run.folder for run in plan.finished}
-    todo = [[run for run in runs if run.folder not in done] for runs in cells]
-    told_by = estimate([runs[0] for runs in todo if runs], earlier.records)
-    estimates = iter(told_by.cells)
+    runs_of = list(groups.values())
+    done, to_do = ({run.folder for run in runs} for runs in (plan.finished, plan.todo))
+    todo = [[run for run in runs if run.folder in to_do] for runs in runs_of]
+    told_by, problems = estimator([runs[0] for runs in todo if runs], earlier.records)
+    on_gpus = told_by.device is not None and told_by.device.type == "cuda"
+    places = iter(range(len(told_by.cells)))
+    cells = []
+    for name, runs, left in zip(_names(runs_of), runs_of, todo, strict=True):
+        finished = [run for run in runs if run.folder in done]
+        others = [run for run in runs if run.folder not in done | to_do]
+        place = next(places) if left else None
+        known, problem = (None, None) if place is None else (told_by.cells[place], problems.get(place))
+        cells.append(PlannedCell(name, left, finished, known, on_gpus, problem, others))
     return Preview(
         jobs=request.jobs,
         plan=plan,
-        cells=[
-            PlannedCell(
-                name, left, [run for run in runs if run.folder in done], next(estimates) if left else None
-            )
-            for name, runs, left in zip(_names(cells), cells, todo, strict=True)
-        ],
+        cells=cells,
         device=told_by.device,
         earlier=earlier,
         tracking=_tracking(plan.runs),
+        disk=disk_needs([(run, cell.estimate) for cell in cells for run in cell.todo], worlds)
+        if plan.todo
+        else None,
         fairness=told(plan.runs) if request.multirun and plan.runs else [],
         remarks=[*plan.remarks, *remarks],
+        refusal=plan.refusal(),
         command=command,
     )
 
@@ -198,7 +235,11 @@ def _tracking(runs: Sequence[RunConfig]) -> Tracking | None:
 
 def _cell_json(cell: PlannedCell) -> dict[str, Any]:
     first, told_by = cell.runs[0], cell.estimate
-    done = {run.folder for run in cell.finished}
+    states = {
+        run.folder: state
+        for state, runs in (("finished", cell.finished), ("todo", cell.todo), ("other code", cell.others))
+        for run in runs
+    }
     return {
         "name": cell.name,
         "id": digest(cell_of(first.identity())),
@@ -208,15 +249,32 @@ def _cell_json(cell: PlannedCell) -> dict[str, Any]:
         "seeds": [run.seed for run in cell.runs],
         "seconds": cell.seconds,
         "seconds_per_run": None if told_by is None else told_by.seconds,
+        "gpu_hours": cell.gpu_hours,
+        "peak_bytes": None if told_by is None else told_by.peak_bytes,
+        "params": cell.params,
+        "checkpoint_bytes": None
+        if told_by is None or cell.params is None
+        else checkpoint_bytes(first, told_by),
         "source": None if told_by is None else told_by.source,
+        "problem": cell.problem,
         "runs": [
             {
                 "name": run.run_name,
                 "id": digest(run.identity()),
                 "folder": str(run.folder),
-                "status": "finished" if run.folder in done else "todo",
-                "seconds": None if told_by is None or run.folder in done else told_by.seconds,
+                "status": states[run.folder],
+                "seconds": None if told_by is None or states[run.folder] != "todo" else told_by.seconds,
             }
             for run in cell.runs
         ],
+    }
+
+
+def _disk_json(disk: Disk) -> dict[str, int]:
+    return {
+        "needed_bytes": disk.needed,
+        "kept_bytes": disk.kept,
+        "checkpoints_bytes": disk.checkpoints,
+        "free_bytes": disk.free,
+        "unknown_runs": disk.unknown,
     }

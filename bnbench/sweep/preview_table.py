@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bnbench.compose import Job
-from bnbench.sweep.estimate import NEWEST
+from bnbench.sweep.disk import Disk
+from bnbench.sweep.estimate import NEWEST, PROBED
 from bnbench.sweep.preview import PlannedCell, Preview
 
 NOTHING = "–"
-HEADINGS = ("cell", "NBS over", "seeds", "finished", "to do", "a run", "in all", "estimated from")
-RIGHT = HEADINGS[2:7]
+HEADINGS = ("cell", "NBS over", "seeds", "finished", "to do", "a run", "in all", "GPU-hours", "memory a rank")
+RIGHT = HEADINGS[2:]
+FROM = "estimated from"
 
 
 def show(preview: Preview) -> None:
@@ -24,10 +26,13 @@ def show(preview: Preview) -> None:
         for line in (preview.plan.headline(), *preview.fairness, *preview.remarks, ""):
             console.print(line)
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for name in HEADINGS:
+        left_out = set() if preview.gpu_hours is not None else {"GPU-hours"}
+        columns = [place for place, name in enumerate((*HEADINGS, FROM)) if name not in left_out]
+        for name in [(*HEADINGS, FROM)[place] for place in columns]:
             table.add_column(name, justify="right" if name in RIGHT else "left", overflow="fold")
         for cell in preview.cells:
-            table.add_row(*row(cell))
+            told = row(cell)
+            table.add_row(*(told[place] for place in columns))
         if not console.is_terminal:
             needed = table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum
             console.width = max(80, needed)
@@ -48,7 +53,9 @@ def row(cell: PlannedCell) -> list[str]:
         str(len(cell.todo)),
         NOTHING if known is None else duration(known.seconds),
         NOTHING if cell.seconds is None else duration(cell.seconds),
-        NOTHING if known is None else known.source,
+        NOTHING if cell.gpu_hours is None else f"{cell.gpu_hours:.3g}",
+        NOTHING if known is None or known.peak_bytes is None else size(known.peak_bytes),
+        cell.problem or (NOTHING if known is None else known.source),
     ]
 
 
@@ -60,14 +67,20 @@ def closing(preview: Preview) -> Iterator[str]:
     total = f"to do: {todo} of {len(preview.plan.runs)} run(s)"
     if preview.seconds is not None and todo:
         hours = "" if preview.gpu_hours is None else f", {preview.gpu_hours:.3g} GPU-hours"
-        total += f", one after another {duration(preview.seconds)}{hours}"
-        total += f", without {unknown} run(s) that no earlier record tells of" if unknown else ""
+        least = "at least " if unknown else ""
+        total += f", one after another {least}{duration(preview.seconds)}{hours}"
+        total += f", without {unknown} run(s) that have no estimate" if unknown else ""
     elif todo:
         where = ", ".join(map(str, preview.earlier.folders))
         total += f"; none of the {len(preview.earlier.records)} record(s) below {where} tells how long"
+        total += (
+            " (--probe trains a few steps of each cell)" if not any(c.problem for c in preview.cells) else ""
+        )
     yield total
     if todo:
         yield from _evidence(preview)
+    if (disk := preview.disk) is not None:
+        yield _disk(disk)
     if (track := preview.tracking) is not None:
         project = "" if track.project is None else f", project {track.project}"
         given = "" if track.environment is None else f" (WANDB_MODE={track.environment})"
@@ -77,13 +90,29 @@ def closing(preview: Preview) -> Iterator[str]:
 def _evidence(preview: Preview) -> Iterator[str]:
     earlier = preview.earlier
     where = ", ".join(map(str, earlier.folders))
-    if preview.device is not None:
-        yield (
-            f"times: medians of the newest {NEWEST} records at most, of setup, training and measures, on "
-            f"{preview.device}; {len(earlier.records)} record(s) below {where}"
+    sources = [cell.estimate.source for cell in preview.cells if cell.estimate is not None]
+    probed = sources.count(PROBED)
+    said = [f"probes of {probed} cell(s), extended to whole runs"] if probed else []
+    if len(sources) > probed:
+        said.append(
+            f"medians of the newest {NEWEST} at most of {len(earlier.records)} record(s) below {where}, of setup, "
+            "training and measures"
         )
+    if said:
+        yield f"times: {'; '.join(said)}; on {preview.device}"
     if earlier.unreadable:
         yield f"{earlier.unreadable} record(s) below {where} cannot be read; bnbench report names them"
+
+
+def _disk(disk: Disk) -> str:
+    free = f"{size(disk.free)} are free"
+    if not disk.kept:
+        return f"disk: unknown before a run or a probe has counted parameters; {free}"
+    least, short = "at least " if disk.unknown else "", ": too little" if disk.is_short else ""
+    return (
+        f"disk: {least}{size(disk.needed)}, of them {size(disk.checkpoints)} for checkpoints while a run is trained; "
+        f"{free}{short}"
+    )
 
 
 def invalid(preview: Preview) -> Iterator[str]:
@@ -104,6 +133,8 @@ def invalid(preview: Preview) -> Iterator[str]:
 def command(preview: Preview) -> Iterator[str]:
     if preview.invalid:
         yield "bnbench train refuses the whole sweep until these are mended or left out"
+    elif preview.refusal is not None:
+        yield f"\nbnbench train refuses it: {preview.refusal}"
     else:
         yield f"\n{preview.command}"
 
@@ -117,6 +148,16 @@ def duration(seconds: float) -> str:
         return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def size(count: int) -> str:
+    """Bytes in three digits: `512 MB`, `1.37 GB`."""
+    value, unit = count / 1e3, "kB"
+    for larger in ("MB", "GB", "TB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1e3, larger
+    return f"{value:.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
 
 
 def ranges(numbers: Sequence[int]) -> str:

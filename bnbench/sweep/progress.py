@@ -1,17 +1,28 @@
-"""What a waiting person sees: cells done, the current run's epoch, images/s, time left."""
+"""What a waiting person sees: cells done, each current run's epoch, images/s, time left."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bnbench.config import RunConfig
 from bnbench.records import RECORD, read_record
+
+
+@dataclass
+class _Current:
+    """A run that is being trained: its bar, since when, and how much of it is done."""
+
+    bar: TaskID
+    started: float
+    share: float = 0.0
 
 
 class SweepProgress:
@@ -31,8 +42,8 @@ class SweepProgress:
             disable=quiet or not self.console.is_terminal,
         )
         self._sweep = self.bars.add_task("runs", total=total, detail="starting the ranks")
-        self._run = self.bars.add_task("", total=None, detail="", visible=False)
-        self._started = self._run_started = time.monotonic()
+        self._current: dict[Path, _Current] = {}
+        self._started = time.monotonic()
 
     def __enter__(self) -> SweepProgress:
         self.bars.start()
@@ -44,21 +55,23 @@ class SweepProgress:
         self.bars.stop()
 
     def begin(self, config: RunConfig) -> None:
-        self._run_started = time.monotonic()
-        if not self.done:
-            self._started = self._run_started  # the ranks' start is no part of a run's pace
-        self.bars.reset(self._run, description=config.run_name, visible=True, detail="preparing")
+        now = time.monotonic()
+        if not (self.done or self._current):
+            self._started = now  # the ranks' start is no part of a run's pace
+        bar = self.bars.add_task(config.run_name, total=None, detail="preparing")
+        self._current[config.folder] = _Current(bar, now)
 
-    def update(self, event: Mapping[str, Any]) -> None:
+    def update(self, config: RunConfig, event: Mapping[str, Any]) -> None:
         """What a run has come to: its stage, or an event of a TrainingCurve (epoch, step, steps, images_per_s)."""
+        current = self._current[config.folder]
         if "stage" in event:
-            self.bars.update(self._run, detail=event["stage"])
+            self.bars.update(current.bar, detail=event["stage"])
             return
-        share = event["step"] / event["steps"]
-        left = (self.total - self.done - share) / (self.done + share)
-        seconds = left * (time.monotonic() - self._started)
+        current.share = event["step"] / event["steps"]
+        done = self.done + sum(each.share for each in self._current.values())
+        seconds = (self.total - done) / done * (time.monotonic() - self._started)
         self.bars.update(
-            self._run,
+            current.bar,
             completed=event["step"],
             total=event["steps"],
             detail=f"steps, epoch {event['epoch'] + 1}, {event['images_per_s']:,.0f} images/s",
@@ -69,13 +82,20 @@ class SweepProgress:
         """`outcome` is a status, or why the run did not start."""
         self.done += 1
         self.bars.update(self._sweep, completed=self.done)
-        seconds = time.monotonic() - self._run_started
-        self.console.print(
+        seconds = self.drop(config)
+        self.say(
             f"[{self.done}/{self.total}] {config.run_name}: {outcome}{_error(config)}, {seconds:.1f} s"
-            + (f" ({config.data.label})" if config.data.label else ""),
-            highlight=False,
-            markup=False,
+            + (f" ({config.data.label})" if config.data.label else "")
         )
+
+    def drop(self, config: RunConfig) -> float:
+        """The run is no longer trained here; the seconds that it took."""
+        current = self._current.pop(config.folder)
+        self.bars.remove_task(current.bar)
+        return time.monotonic() - current.started
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False)
 
 
 def _error(config: RunConfig) -> str:

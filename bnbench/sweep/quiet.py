@@ -2,7 +2,8 @@
 
 import signal
 
+from bnbench.signals import FROM_OUTSIDE, ignore
+
 # A stop asked of the whole group: the ranks make their checkpoints, and this server ends when their starter does.
-for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-    signal.signal(number, signal.SIG_IGN)
+ignore(FROM_OUTSIDE)
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # once it serves, multiprocessing has it ignore Ctrl-C

@@ -1,15 +1,19 @@
-"""One process at a time trains a run: ranks may outlive their starter, and a user may start a sweep twice."""
+"""One process at a time trains a run: ranks may outlive their starter, and a sweep may be started twice. No torch."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-import time
 from pathlib import Path
 
 NAME = ".lock"
-PATIENCE_SECONDS = 30.0  # an abandoned rank lives until the end of its window
-LOOKING_SECONDS = 0.2
+NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+)  # a file system without them: as if there were no others
+TRIES = 10  # on NFS, where a file that another host has removed is stale
 
 
 class RunLock:
@@ -19,28 +23,32 @@ class RunLock:
         self.path = folder / NAME
         self._file: int | None = None
 
-    def take(self, seconds: float = PATIENCE_SECONDS) -> None:
-        """Raise ValueError if another process still has it after so many seconds."""
-        until = time.monotonic() + seconds
+    def take(self) -> bool:
+        """False if another process has it. ValueError if its file is another user's."""
+        tries = TRIES
         while self._file is None:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except PermissionError as error:
+                raise ValueError(
+                    f"{self.path} cannot be opened ({error.strerror}): another user trains, or has trained, this run; "
+                    "choose another dir=... or name=..."
+                ) from None
+            try:
+                if not _locked(file, fcntl.LOCK_EX):
+                    return False
                 if self._is_the_path(file):
                     self._file = file
-                    return
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise ValueError(
-                        f"{self.path.parent} is being trained by another process: wait until it has ended, or choose "
-                        "another name=..."
-                    ) from None
-                time.sleep(LOOKING_SECONDS)
-            except OSError:  # a file system without locks: as if there were no others
-                return
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    return True
+                tries -= 1
+                if error.errno != errno.ESTALE or not tries:
+                    raise
             finally:
                 if self._file is None:
                     os.close(file)
+        return True
 
     def release(self) -> None:
         if self._file is not None:
@@ -55,3 +63,30 @@ class RunLock:
             return os.fstat(file).st_ino == self.path.stat().st_ino
         except FileNotFoundError:
             return False
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a process has the lock of a run's folder, or another user may have. Leaves no trace."""
+    try:
+        file = os.open(folder / NAME, os.O_RDWR)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    try:
+        return not _locked(file, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno in (*NO_LOCKS, errno.ESTALE):  # the last: removed by the one who had it
+            return False
+        raise
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, kind: int) -> bool:
+    """Whether this process has the lock now. NFS says EACCES of what another has."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

@@ -17,6 +17,7 @@ from bnbench.config import RecipeConfig
 from bnbench.models import logits_of
 
 from .average import WeightAverage
+from .marks import UNMARKED, Unmarked
 from .meter import Meter, Totals
 
 BuildOptimizer = Callable[[nn.Module], tuple[torch.optim.Optimizer, LambdaLR]]
@@ -49,6 +50,7 @@ class Classifier(LightningModule):
         self.validation = Meter()
         self.validated: Totals | None = None
         self.lr = 0.0  # of the last step: the optimizer has the next one's by then
+        self.marks: Unmarked = UNMARKED  # `Speed` puts others there for a step that it looks at
 
     @property
     def evaluated(self) -> nn.Module:
@@ -64,6 +66,8 @@ class Classifier(LightningModule):
             self.average = WeightAverage(self.model, self.recipe.ema)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        marks = self.marks
+        marks.begin("forward")
         images, labels = batch
         output = self.model(images)
         if isinstance(output, Tensor):
@@ -78,12 +82,19 @@ class Classifier(LightningModule):
         optimizer, schedule = self._stepped
         parts = self.recipe.accumulate
         if batch_idx % parts == 0:
+            marks.begin("optimizer")
             optimizer.zero_grad()
+        marks.begin("backward")
         if (batch_idx + 1) % parts:
             with self._gradients_stay():
                 self.manual_backward(loss / parts)
+            marks.begin("other")
             return
-        self.manual_backward(loss if parts == 1 else loss / parts)
+        if parts > 1:
+            loss = loss / parts
+        marks.before_backward(loss)
+        self.manual_backward(loss)
+        marks.begin("optimizer")
         if self.recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         self.lr = optimizer.param_groups[0]["lr"]
@@ -91,6 +102,7 @@ class Classifier(LightningModule):
         schedule.step()
         if self.average is not None:
             self.average.update(self.model)
+        marks.begin("other")
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)

@@ -17,7 +17,7 @@ from bnbench import data
 from bnbench.config import RunConfig
 from bnbench.provenance import provenance
 from bnbench.records import write_atomic
-from bnbench.training.callbacks import Evaluation, TrainingCurve
+from bnbench.training.callbacks import Evaluation, TrainingCurve, Window
 from bnbench.training.trainer import statistics_policy
 from bnbench.training.world import World
 
@@ -35,7 +35,11 @@ def divergence(
     if config.schedule.name == "range":
         return None
     if curve.diverged_at is not None:
-        return f"training loss not finite at step {curve.diverged_at}"
+        loss = curve.windows[-1].loss
+        what = (
+            f"{loss:g} is above recipe.max_loss={curve.max_loss:g}" if math.isfinite(loss) else "not finite"
+        )
+        return f"training loss {what} at step {curve.diverged_at}"
     if poisoned is not None:
         return poisoned
     steps = (row.step for row in evaluations if not math.isfinite(row.val_loss))
@@ -92,15 +96,19 @@ def largest_stable_lr(points: Sequence[tuple[int, float, float]], classes: int) 
 
 
 def timings(
-    evaluations: list[Evaluation], fit_seconds: float, setup_seconds: float, steps_between: int
+    evaluations: list[Evaluation], curve: TrainingCurve, fit_seconds: float, setup_seconds: float
 ) -> dict[str, Any]:
-    """Seconds; the rate is the median one between evaluations, without the first where there are more: it warms up."""
+    """Seconds; the rate is the median one between evaluations, which are no part of it.
+
+    Without the first stretch, which warms up; of a run with one evaluation, by the windows of its curve but the first,
+    where it has more.
+    """
     found: dict[str, Any] = {"setup_seconds": setup_seconds, "fit_seconds": fit_seconds}
-    steady = evaluations[1:] or evaluations
-    if steady:
-        found["images_per_s"] = statistics.median(row.images_per_s for row in steady)
-        train_seconds = statistics.median(row.train_seconds for row in steady)
-        found["step_ms"] = 1000 * train_seconds / steps_between
+    if not evaluations:
+        return found
+    stretches: Sequence[Evaluation | Window] = evaluations[1:] or curve.windows[1:] or evaluations
+    found["images_per_s"] = statistics.median(row.images_per_s for row in stretches)
+    found["step_ms"] = 1000 * curve.global_batch / found["images_per_s"]
     return found
 
 

@@ -7,16 +7,19 @@ import dataclasses
 import hashlib
 import logging
 import os
+import random
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
-from bnbench import data
+from bnbench import data, dotted
 from bnbench.config import DataConfig, RunConfig, TrainerConfig
+from bnbench.launch import Place
 from bnbench.models import build_model, logits_of
 from bnbench.norms import VirtualBatchNet, initialize_residual, place_norms, swap_norms
 from bnbench.training.module import Classifier
@@ -24,10 +27,17 @@ from bnbench.training.optim import build_optimizer
 from bnbench.training.world import World
 
 TEST_BATCH = 500
+COMPILED_LAYERS = 256  # each by itself, where a norm that talks to other ranks breaks the graph
 IN_STEPS = ("warmup", "r_end", "d_end")
 NOT_THE_LAYERS = ("batch_size", "reference_size", "family", "options")
 # What torch says of an image that a network has pooled or strided away.
 TOO_SMALL = ("Output size is too small", "Kernel size can't be greater than actual input size")
+
+
+class Sets(Protocol):
+    """Where a run gets its images from."""
+
+    def get(self, config: DataConfig, device: torch.device) -> data.DataSplits: ...
 
 
 class DataCache:
@@ -39,6 +49,7 @@ class DataCache:
     def get(self, config: DataConfig, device: torch.device) -> data.DataSplits:
         if self._held is None or self._held[:2] != (config, device):
             self._held = None  # free the old set before the new one takes its place
+            _seed(0)  # a user's own data: the same on every rank, and whatever was trained before
             self._held = (config, device, data.load(config).to(device))
         return self._held[2]
 
@@ -63,11 +74,19 @@ class Setup:
 
 def settle(config: RunConfig, world: World) -> None:
     """Process-wide state, set by every run so that none inherits another's."""
-    torch.set_num_threads(config.trainer.threads or max(1, _cores() // world.place.local_size))
+    threads = config.trainer.threads or _share_of_cores(world.place)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(
+        threads
+    )  # else Lightning chooses another number in a world's first run
     torch.backends.cuda.matmul.allow_tf32 = config.trainer.tf32
     torch.backends.cudnn.allow_tf32 = config.trainer.tf32
     torch.backends.cudnn.benchmark = config.trainer.cudnn_benchmark
     torch.backends.cudnn.deterministic = config.trainer.deterministic
+    if config.trainer.compile:
+        torch.compiler.reset()  # what it keeps of a line of code counts for all runs of this process
+        torch._dynamo.config.recompile_limit = COMPILED_LAYERS
+        torch._dynamo.config.fail_on_recompile_limit_hit = True  # else it goes on uncompiled, silently
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Its advice is on DataLoaders' worker processes; ours hold decoded images, or have as many as data.workers says.
@@ -75,8 +94,11 @@ def settle(config: RunConfig, world: World) -> None:
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+def _share_of_cores(place: Place) -> int:
+    """Cores of a rank. A task of srun may be bound to its own already; how many is what the job asked for."""
+    cores = len(os.sched_getaffinity(0))
+    asked = os.environ.get("SLURM_CPUS_PER_TASK") if place.origin == "srun" else None
+    return min(cores, int(asked)) if asked else max(1, cores // place.local_size)
 
 
 def check_device(trainer: TrainerConfig, device: torch.device) -> None:
@@ -95,8 +117,12 @@ def check_device(trainer: TrainerConfig, device: torch.device) -> None:
             )
 
 
-def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
+def set_up(config: RunConfig, world: World, cache: Sets) -> Setup:
     check_device(config.trainer, world.device)
+    for key in ("model", "norm", "data"):
+        part = getattr(config, key)
+        if dotted.is_dotted(part.name):
+            dotted.check_unchanged(f"{key}.name", part.name, part.source)
     splits = cache.get(config.data, world.device)
     dtype = torch.float64 if config.trainer.precision == "fp64" else torch.float32
     layout = torch.channels_last if config.trainer.channels_last else torch.contiguous_format
@@ -114,7 +140,7 @@ def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
         test_batch=TEST_BATCH,
     )
     check_evaluations(config, train_loader.steps)
-    torch.manual_seed(config.seed)  # after the data, which may have drawn numbers of its own
+    _seed(config.seed)  # after the data, which may have drawn numbers of its own
     model = build_model(config.model.name, splits.train.num_classes, **config.model.builder_options())
     aux_weight = getattr(model, "aux_weight", 0.0)
     swap = swap_norms(model, config.kind, **norm_options(config, world, config.epochs * len(train_loader)))
@@ -135,12 +161,19 @@ def set_up(config: RunConfig, world: World, cache: DataCache) -> Setup:
     if config.trainer.compile:
         model.compile()
     # The ranks have built one network, and drop different parts of it.
-    torch.manual_seed(data.dropout_seed(config.seed, world.place.rank))
+    _seed(data.dropout_seed(config.seed, world.place.rank))
     if dtype == torch.float64:
         model = model.double()  # Lightning would do it after it has read a checkpoint, into fp32
     recipe = partial(build_optimizer, config=config, steps_per_epoch=train_loader.steps)
     module = Classifier(model, recipe, config.recipe, aux_weight)
     return Setup(splits, module, norm_swap, start, train_loader, test_loader)
+
+
+def _seed(seed: int) -> None:
+    """Of what a user's own code may draw from, too."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def check_evaluations(config: RunConfig, steps: int) -> None:

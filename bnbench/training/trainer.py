@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from bnbench.config import RunConfig
@@ -53,7 +53,7 @@ def measuring_callbacks(config: RunConfig, loader: Any, series: Series) -> list[
 def build_trainer(
     config: RunConfig,
     world: World,
-    logger: WandbLogger | None,
+    logger: Logger | None,
     callbacks: list[Any],
     evaluate_every: int | None = None,
     checkpoints: CheckpointFolder | None = None,

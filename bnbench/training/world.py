@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +14,18 @@ import torch.distributed as dist
 from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment
 
 from bnbench.launch import Place
+from bnbench.records import Status
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+# As torch says it without an exception of its own: of a CPU's, of a device that others fill, of CUDA's libraries.
+NO_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 class SetupError(ValueError):
@@ -22,20 +35,30 @@ class SetupError(ValueError):
 class World:
     """A joined world. Runs use it one after another; it keeps its process groups between them."""
 
-    def __init__(self, place: Place, device: torch.device, backend: str) -> None:
-        self.place, self.device, self.backend = place, device, backend
+    def __init__(
+        self, place: Place, device: torch.device, backend: str, timeout: timedelta = COLLECTIVE_TIMEOUT
+    ) -> None:
+        self.place, self.device, self.backend, self.timeout = place, device, backend, timeout
+        self.locked: Path | None = None  # the folder of the last run that its leader had the lock of
         self._groups: dict[int, Any] = {}
 
     @classmethod
-    def join(cls, place: Place, accelerator: str, store_path: str | None = None) -> World:
+    def join(
+        cls,
+        place: Place,
+        accelerator: str,
+        store_path: str | None = None,
+        timeout: timedelta = COLLECTIVE_TIMEOUT,
+    ) -> World:
         """Choose the device and connect to the other ranks.
 
         A world that bnbench started meets at `store_path`, a file on this host: no port to collide with.
-        torchrun and srun give an address. Raises ValueError if there are fewer GPUs than ranks.
+        torchrun and srun give an address. A collective that takes longer than `timeout` fails.
+        Raises ValueError if there are fewer GPUs than ranks.
         """
         device = _device(place, accelerator)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        options: dict[str, Any] = {"timeout": COLLECTIVE_TIMEOUT}
+        options: dict[str, Any] = {"timeout": timeout}
         if device.type == "cuda":
             torch.cuda.set_device(device)
             options["device_id"] = device
@@ -46,10 +69,17 @@ class World:
         elif place.origin == "srun":
             _meet_by_slurm()
         dist.init_process_group(backend, rank=place.rank, world_size=place.size, **options)
-        return cls(place, device, backend)
+        return cls(place, device, backend, timeout)
 
     def leave(self) -> None:
+        """Part from the other ranks, and end the threads that spoke to them.
+
+        A process group's threads end with its last user, and a run's Trainer and DDP live on in cycles: left to
+        the interpreter's end, a thread that still lets go of a tensor would abort a process that has done its work.
+        """
+        self._groups.clear()
         dist.destroy_process_group()
+        gc.collect()
 
     def group(self, ranks: int) -> Any:
         """The process group of the `ranks` consecutive ranks around this one. Call it on every rank."""
@@ -58,16 +88,14 @@ class World:
         if ranks not in self._groups:
             # Every rank must create every group, in the same order.
             for first in range(0, self.place.size, ranks):
-                group = dist.new_group(list(range(first, first + ranks)), timeout=COLLECTIVE_TIMEOUT)
+                group = dist.new_group(list(range(first, first + ranks)), timeout=self.timeout)
                 if first <= self.place.rank < first + ranks:
                     self._groups[ranks] = group
         return self._groups[ranks]
 
     def agree(self, problem: str | None) -> None:
         """Raise SetupError on every rank if any rank has a problem: the first rank's, the same everywhere."""
-        problems: list[str | None] = [None] * self.place.size
-        dist.all_gather_object(problems, problem)
-        for found in problems:
+        for found in self.gathered(problem):
             if found is not None:
                 raise SetupError(found)
 
@@ -76,6 +104,12 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on every rank."""
+        values: list[Any] = [None] * self.place.size
+        dist.all_gather_object(values, value)
+        return values
 
     def largest(self, value: float) -> float:
         """The largest of the ranks' values, on every rank."""
@@ -114,6 +148,30 @@ def _device(place: Place, accelerator: str) -> torch.device:
             f"GPU(s), and every rank needs its own; set {fit}trainer.accelerator=cpu"
         )
     return torch.device("cuda", place.local_rank)
+
+
+def has_lost_a_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank is gone. gloo has no exception of its own for that."""
+    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
+        return True
+    gone = ("closed by peer", "reset by peer", "Connection refused", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in gone)
+
+
+def failure(error: BaseException) -> Status:
+    """The status of a run that an exception has ended."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(w in str(error) for w in NO_MEMORY):
+        return "oom"
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return "oom"
+    return "timeout" if is_timeout(error) else "failed"
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether a collective waited in vain: gloo has no exception of its own for that."""
+    return isinstance(error, RuntimeError) and any(
+        w in str(error) for w in ("Timed out waiting", "timed out")
+    )
 
 
 class JoinedEnvironment(ClusterEnvironment):

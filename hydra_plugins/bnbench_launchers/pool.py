@@ -10,6 +10,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from bnbench.sweep.options import PoolOptions
+
 
 class PoolLauncher(Launcher):
     """Composes each job as Hydra asks and calls `sweep` of the application.
@@ -18,16 +20,23 @@ class PoolLauncher(Launcher):
     would lose the rest of a sweep over one run that diverged.
     """
 
+    def __init__(self, worlds: int = 1, fresh_world: bool = False) -> None:
+        self.options = PoolOptions(worlds, fresh_world)
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.application, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         loader = self.context.config_loader
         configs = [loader.load_sweep_config(self.config, list(words)) for words in job_overrides]
-        statuses: list[Any] = self.application.sweep(configs)  # type: ignore[attr-defined]
         returns = []
-        for words, config, status in zip(job_overrides, configs, statuses, strict=True):
+        for words, config, value in zip(job_overrides, configs, self.hand_over(configs), strict=True):
             job = JobReturn(overrides=words, cfg=config, working_dir=str(config.dir), task_name="train")
-            job.status, job.return_value = JobStatus.COMPLETED, status
+            job.status, job.return_value = JobStatus.COMPLETED, value
             returns.append(job)
         return returns
+
+    def hand_over(self, configs: Sequence[DictConfig]) -> Sequence[Any]:
+        """What each job returns."""
+        statuses: Sequence[Any] = self.application.sweep(configs, self.options)  # type: ignore[attr-defined]
+        return statuses

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bnbench import catalog
-from bnbench.analysis.claims import ClaimResult, holm, judge
+from bnbench.analysis.claims import ClaimResult, judge
 from bnbench.analysis.claims.measures import MEASURES
 from bnbench.analysis.claims.table import TABLE
-from bnbench.analysis.claims.verdict import paired
 from bnbench.analysis.collect import collect
+from bnbench.analysis.paired import holm, paired
 from bnbench.records import Record, Status
 from tests.records_factory import make_record, write
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -70,10 +71,17 @@ def test_of_one_run_twice_the_finished_or_first_is_kept(
         "a": write(tmp_path / "a", make_record(status=first)),  # type: ignore[arg-type]
         "b": write(tmp_path / "b", make_record(status=second)),  # type: ignore[arg-type]
     }
-    found = collect([tmp_path / "a", tmp_path / "b"])
+    found = collect([tmp_path])
     assert found.runs["path"].to_list() == [str(paths[kept])]
     assert len(found.problems) == 1
     assert all(str(path) in found.problems[0] for path in paths.values())
+    assert found.sides.is_empty()
+    # Of two folders that are named each by itself, it is a side of both.
+    found = collect([tmp_path / "a", tmp_path / "b"])
+    assert found.runs["path"].to_list() == [str(paths[kept])]
+    assert found.problems == []
+    assert found.sides["path"].to_list() == [str(path) for path in paths.values()]
+    assert found.sides["root"].to_list() == [str(tmp_path / name) for name in paths]
 
 
 def test_a_folder_inside_another_is_not_read_twice(tmp_path: Path) -> None:
@@ -110,3 +118,15 @@ def test_no_folder_and_no_record_are_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text("{")
     with pytest.raises(ValueError, match="no usable record"):
         collect([tmp_path])
+
+
+def test_the_title_that_a_run_gave_its_data_is_what_all_runs_on_them_are_said_to_be_on(
+    tmp_path: Path,
+) -> None:
+    for seed, title in ((0, None), (1, "mine"), (2, "mine, too")):
+        made = make_record(seed=seed)
+        write(tmp_path, dataclasses.replace(made, config=made.config | {"data": {"title": title}}))
+    write(tmp_path, make_record(data="cifar10"))
+    runs = collect([tmp_path]).runs
+    assert sorted(runs["data"]) == ["cifar10", "mine", "mine", "mine"]
+    assert runs["cell"].n_unique() == 2

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from bnbench.analysis.collect import collect
+from bnbench.analysis.panels import panels
 from bnbench.analysis.statistics import cells, factors, shared
 from bnbench.records import Record
 from tests.records_factory import make_record, write, write_quickstart
@@ -119,3 +120,16 @@ def test_shared_settings_are_told_once_and_a_norms_by_its_name(tmp_path: Path) -
     assert common["gn: norm.num_groups"] == "8"
     assert common["bn: norm.statistics"] == "mean"
     assert not {"recipe.lr", "model.name", "nbs", "seed"} & set(common)
+
+
+def test_a_setting_that_some_cells_lack_is_a_factor_and_a_line(tmp_path: Path) -> None:
+    """As one that a later version added, or that stands in an identity only where it was set."""
+    for seed in (0, 1):
+        write(tmp_path, make_record(norm="gn", nbs=None, seed=seed))
+        write(tmp_path, make_record(norm="gn", nbs=None, seed=seed, norm_settings={"own": True}))
+    runs = collect([tmp_path]).runs
+    table = cells(runs)
+    assert factors(table) == ["norm.own"]
+    assert set(table["norm.own"]) == {None, "true"}
+    assert "gn: norm.own" not in shared(runs)
+    assert {cell.line for panel in panels(runs, table) for cell in panel.cells} == {"gn", "gn own true"}

@@ -77,7 +77,7 @@ def _talk(world):
 
 def test_collectives_are_counted_on_real_ranks():
     for talker, local in on_ranks(2, _talk):
-        assert talker == (["allreduce", "broadcast"], ["allreduce"])
+        assert talker == (["all_reduce", "broadcast"], ["all_reduce"])
         assert local == ([], [])
 
 

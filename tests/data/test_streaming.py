@@ -93,8 +93,7 @@ def test_every_world_sees_the_step_that_one_rank_sees(files, world, nbs, accumul
             batches = _epoch(_loader(files, rank, world, span, accumulate=accumulate), epoch)
             for number, (images, labels) in enumerate(batches):
                 step, part = divmod(number, accumulate)
-                ranks = world * accumulate
-                mine = slice(span.residue(part * world + rank, ranks), None, ranks)
+                mine = slice(accumulate * span.residue(rank, world) + part, None, accumulate * world)
                 assert torch.equal(labels, one[step][1][mine])
                 assert torch.equal(images, one[step][0][mine])
 

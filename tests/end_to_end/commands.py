@@ -100,3 +100,9 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def record_files(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Content and modification time of every record."""
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob(RECORD)}
+
+
+def outcomes(folder: Path) -> dict[str, Any]:
+    """What each run came to, by its identity; times, hosts and attempts aside."""
+    found = records(folder)
+    return {r.id: (r.status, r.metrics, r.health, r.error, r.norm_swap, r.config["seed"]) for r in found}

@@ -16,7 +16,6 @@ from bnbench import cli
 from bnbench.compose import compose_jobs
 from tests.end_to_end.commands import BNBENCH, NO_LOGGER, TINY, finish, records, run, start, train, tree
 
-pytestmark = pytest.mark.end_to_end
 HAS_GPU = Path("/dev/nvidia0").exists()
 SMALL = (*TINY, *NO_LOGGER)
 
@@ -72,6 +71,12 @@ CONFIG_MISTAKES = {
     "NBS of syncbn": (["norm=syncbn", "norm.batch_size=4"], ["norm.batch_size=4", "ignored", "use norm=bn"]),
     "base batch without a rule": (["optim.base_batch=32"], ["optim.base_batch=32", "ignored", "linear or sqrt"]),
     "rule without a base batch": (["optim.lr_rule=linear"], ["optim.lr_rule=linear", "optim.base_batch"]),
+    "worlds of a run": (["hydra.launcher.worlds=2"], ["hydra/launcher", "read by a sweep only", "add -m"]),
+    "no worlds": (["-m", "hydra.launcher.worlds=0"], ["hydra.launcher.worlds=0", "at least 1"]),
+    "unknown key of the launcher": (["-m", "hydra.launcher.world=2"], ["did you mean hydra.launcher.worlds?"]),
+    "no time for collectives": (["trainer.collective_timeout_minutes=0"], ["collective_timeout_minutes=0", "above 0"]),
+    "another world, another NBS": (["trainer.resume_world=4"], ["there NBS was 16", "set norm.batch_size=16"]),
+    "a bound below all losses": (["recipe.max_loss=0.0"], ["recipe.max_loss=0.0", "above 0"]),
     "groups of bn": (["norm.num_groups=4"], ["norm.num_groups=4", "ignored", "norm=bn", "leave it out"]),
     "NBS of frozen from the start": (
         ["norm=frozen", "norm.after=0", "norm.batch_size=4"],
@@ -136,7 +141,12 @@ def test_an_unknown_wandb_mode_is_refused(
 
 def test_an_unknown_verb_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(
-        capsys, [], "unknown verb 'trian'", "train, plan, report, doctor", "did you mean train?", verb="trian"
+        capsys,
+        [],
+        "unknown verb 'trian'",
+        "train, plan, report, sync, scale, doctor",
+        "did you mean train?",
+        verb="trian",
     )
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from tests.end_to_end.commands import NO_LOGGER, TINY, bnbench, records, train
 
-pytestmark = pytest.mark.end_to_end
 PAGE = Path(__file__).parents[2] / "docs" / "custom.md"
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
 FILES = {code.splitlines()[0].removeprefix("# "): code for language, code in BLOCKS if language == "python"}

@@ -56,6 +56,7 @@ def first_of_each(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in PROTOCOLS])
+@pytest.mark.once
 def test_an_experiment_runs_for_two_steps(workplace: Path, name: str) -> None:
     short = ["name=short", "seed=0", "global_batch=64", "evals_per_epoch=1"]
     # The quickstart is a newcomer's first sweep: all of its cells. Of the others the first.
@@ -91,6 +92,7 @@ def words_of(name: str, images: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.once
 def test_an_experiment_opens_with_what_it_shows_and_how_to_run_it(name: str, tmp_path: Path) -> None:
     head = head_of(name)
     assert list(head) == ["Shows", *(["Source"] if name in PROTOCOLS else []), "Run", "Takes", "See"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 from bnbench.records import read_record
 from tests.end_to_end.commands import BNBENCH, NO_LOGGER, finish, records, start, train
 
-pytestmark = pytest.mark.end_to_end
 # Windows of two steps, 16 steps an epoch; seconds of training.
 RUN = ("data.max_train=1024", "data.max_test=64", "epochs=6", "optim.warmup_epochs=0", "trainer.threads=1",
        "trainer.log_every=2", "norm.batch_size=8", *NO_LOGGER)  # fmt: skip
@@ -55,7 +55,8 @@ def test_asked_to_stop_it_makes_a_checkpoint_and_the_same_command_goes_on(
     os.killpg(process.pid, signal.SIGTERM)  # the starter, its ranks and their server: what a scheduler does
     done = finish(process)
     assert done.returncode == 143, done.stderr
-    assert "Stopped with 2 run(s) to go: the same command goes on with them." in done.stdout
+    assert "Missing: 2 of 2 run(s): 1 preempted, 1 not begun." in done.stdout
+    assert f"\n  {shlex.join(['bnbench', 'train', *words])}\n" in done.stdout, "the command for just these"
     assert "asked to stop after step" in done.stderr
     record = read_record(folder / "record.json")
     assert record.status == "preempted"
@@ -91,10 +92,14 @@ def test_asked_to_stop_while_ranks_start_it_does_not_wait_for_them(workplace: Pa
     assert "2 run(s)" in process.stdout.readline()
     time.sleep(1.0)
     os.killpg(process.pid, signal.SIGTERM)
-    process.wait(PATIENCE / 4)  # their server, which imports for as long as that takes, ends after it
+    process.wait(PATIENCE / 4)
     done = finish(process)
     assert done.returncode == 143, done.stderr
-    assert "Stopped with 2 run(s) to go" in done.stdout
+    assert "Missing: 2 of 2 run(s): 2 not begun." in done.stdout
+    # Their server, which imports for as long as that takes, ends after it.
+    begun = time.monotonic()
+    while _group(process.pid) and time.monotonic() - begun < PATIENCE / 4:
+        time.sleep(0.1)
     assert _group(process.pid) == []
 
 

@@ -18,6 +18,7 @@ SMALL = (*TINY, *NO_LOGGER, "model.width=4")
 
 
 @pytest.mark.parametrize("placement", catalog.PLACEMENTS)
+@pytest.mark.once
 def test_every_kind_trains_in_both_placements(workplace: Path, placement: str) -> None:
     kinds = [
         kind for kind, info in catalog.NORMS.items() if placement == "before" or not info.includes_activation
@@ -49,7 +50,7 @@ def test_synthetic_data_are_labelled_in_every_output(
         record = read_record(path)
         assert record.identity["data"]["label"] == record.provenance["data"]["label"] == LABEL
     report = workplace / "runs" / "s" / "report"
-    for file in ("table.md", "report.md", "cells.csv", "runs.csv"):
+    for file in ("table.md", "report.md", "report.html", "cells.csv", "runs.csv"):
         assert LABEL in (report / file).read_text(), file
     drawn = (report / "figure.svg").read_text()
     xml.etree.ElementTree.fromstring(drawn)

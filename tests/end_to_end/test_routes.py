@@ -123,6 +123,7 @@ def kinds(shared_workplace: Path) -> Path:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("kind", [*BATCH_KINDS, "vbn"])
+@pytest.mark.once
 def test_every_route_of_every_kind_trains_the_same_weights(kinds: Path, kind: str, ranks: int) -> None:
     """Ghosts, devices and groups of ranks: brn reads statistics merged at every step, frozen freezes them."""
     runs = {
@@ -133,6 +134,7 @@ def test_every_route_of_every_kind_trains_the_same_weights(kinds: Path, kind: st
     same_weights(runs[1], runs[ranks])
 
 
+@pytest.mark.once
 def test_every_kind_on_every_world_starts_from_the_same_weights_and_order(kinds: Path, routes: Path) -> None:
     starts = [record.provenance["start"] for folder in (kinds, routes) for record in records(folder)]
     assert len(starts) == 3 * (len(BATCH_KINDS) + 1) + 6

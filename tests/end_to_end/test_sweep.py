@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from bnbench.compose import compose_jobs, config_folder
+from bnbench.provenance import code_digest
 from bnbench.records import EPOCHS, RECORD, Record, digest, find_records, read_record
+from bnbench.training.lock import RunLock
 from tests.end_to_end.commands import NO_LOGGER, TINY, bnbench, record_files, records, train, tree
 
 pytestmark = pytest.mark.end_to_end
@@ -52,7 +54,7 @@ def test_the_sweep_says_what_collapses_and_shows_the_answer(
     table = sweep.stdout.partition("val. error %")[2]
     for row in ("bn +2 ", "bn +4 ", "gn +– "):
         assert re.search(row, table)
-    for file in ("figure.png", "report.md", "cells.csv"):
+    for file in ("report.html", "figure.png", "cells.csv"):
         assert f"runs/s/report/{file}" in sweep.stdout
         assert (folder / "report" / file).stat().st_size > 0
     assert (folder / "report" / "figure.svg").read_text().lstrip().startswith("<?xml")
@@ -139,11 +141,12 @@ def test_a_series_lies_beside_each_record(runs: list[tuple[Path, Record]]) -> No
 def test_the_sweep_lies_in_one_stable_folder(folder: Path) -> None:
     entries = {path.name for path in folder.iterdir()}
     run_folders = {path.parent.name for path in find_records(folder)}
-    assert entries == {"multirun.yaml", "report"} | run_folders
+    assert entries == {"multirun.yaml", "report", ".wandb"} | run_folders
     assert {path.name for path in folder.parent.parent.iterdir()} == {"runs"}
     assert {path.name for path in folder.parent.iterdir()} == {"s"}
-    leftovers = [path for path in tree(folder) if Path(path).name.startswith(".")]
-    assert not leftovers  # of atomic writes
+    hidden = [path for path in tree(folder) if Path(path).name.startswith(".")]
+    # W&B's cache and the report's; atomic writes leave nothing.
+    assert hidden == [".wandb", "report/.files.parquet"]
 
 
 def test_each_run_is_one_wandb_run(runs: list[tuple[Path, Record]]) -> None:
@@ -242,6 +245,40 @@ def test_only_what_is_missing_trains(folder: Path, capsys: pytest.CaptureFixture
     }
     for path in (lost, broken):  # not a second series behind the first
         assert len((path.parent / EPOCHS).read_text().splitlines()) == 3
+
+
+def test_what_is_in_other_hands_is_left_there_and_told(workplace: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("bnbench.sweep.queue.PATIENCE_SECONDS", 0.5)
+    words = (*TINY, *NO_LOGGER, "seed=0,1", "name=shared")
+    (run, _) = compose_jobs(words, multirun=True)
+    run.folder.mkdir(parents=True)
+    lock = RunLock(run.folder)
+    assert lock.take()
+    assert train("-m", *words) == 75
+    said = capsys.readouterr().out
+    assert "Missing: 1 of 2 run(s): 1 being trained by another process." in said
+    assert "[1/2]" in said and "[2/2]" not in said
+    lock.release()
+    assert train("-m", *words) == 0
+    assert "Missing" not in capsys.readouterr().out
+
+
+def test_what_other_code_left_is_refused_until_asked_for(workplace: Path, capsys) -> None:
+    words = ("-m", *TINY, *NO_LOGGER, "seed=0,1", "name=old")
+    assert train("-m", *TINY, *NO_LOGGER, "seed=0", "name=old") == 0
+    (path,) = find_records(workplace)
+    path.write_text(path.read_text().replace(code_digest(), "other"))
+    before = tree(workplace)
+    capsys.readouterr()
+    assert train(*words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and len(captured.err.splitlines()) == 1
+    assert "1 of 2 run(s) in runs/old were finished by other code" in captured.err
+    assert tree(workplace) == before
+    assert train(*words, "reuse_records=true") == 0
+    assert "as reuse_records=true asks" in capsys.readouterr().out
+    assert path.read_bytes() == before[str(path.relative_to(workplace))]
+    assert len(list(find_records(workplace))) == 2
 
 
 def test_report_reads_the_folder_again(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

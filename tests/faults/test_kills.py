@@ -17,7 +17,7 @@ from bnbench.config import RunConfig
 from bnbench.records import find_records, read_record
 from bnbench.sweep import pool
 from bnbench.sweep.plan import plan_sweep
-from tests.end_to_end.commands import record_files
+from tests.end_to_end.commands import outcomes, record_files
 
 pytestmark = pytest.mark.faults
 KILLS = 20
@@ -58,9 +58,9 @@ def test_a_sweep_under_twenty_kills_comes_to_what_it_would_have_come_to(tmp_path
     killer = _Killer(KILLS, seed=5)
 
     class Watched(pool.SpawnedWorld):
-        def __enter__(self):
+        def begin(self, config):
             killer.world = self
-            return super().__enter__()
+            super().begin(config)
 
     monkeypatch.setattr(pool, "SpawnedWorld", Watched)
     killer.start()
@@ -79,10 +79,6 @@ def test_a_sweep_under_twenty_kills_comes_to_what_it_would_have_come_to(tmp_path
     assert statuses.count("failed") >= 5, f"{statuses}: hardly a kill came within a run"
     assert set(statuses) == {"failed", "completed"}
 
-    def outcome(folder: str) -> dict[str, Any]:
-        records = map(read_record, find_records(tmp_path / folder))
-        return {record.id: (record.status, record.metrics, record.health, record.error) for record in records}
-
-    assert outcome("broken") == outcome("whole")
+    assert outcomes(tmp_path / "broken") == outcomes(tmp_path / "whole")
     resumed = [read_record(path).provenance["resumed"] for path in find_records(tmp_path / "broken")]
     assert any(resumed), "some went on from a checkpoint"

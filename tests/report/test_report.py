@@ -7,7 +7,11 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from bnbench.analysis.collect import collect
+from bnbench.analysis.question import Question
+from bnbench.analysis.statistics import cells
 from bnbench.report import Report, build, figures, main
+from bnbench.report.gather import context
 from bnbench.report.table import markdown, people
 from tests.records_factory import make_record, write, write_quickstart
 
@@ -36,7 +40,7 @@ def test_a_whole_report_without_torch(sweep: Path) -> None:
     assert not done.stderr
     assert max(len(line) for line in done.stdout.splitlines() if str(sweep) not in line) <= 80
     assert "1 diverged" in done.stdout
-    for name in ("figure.png", "report.md", "cells.csv"):
+    for name in ("report.html", "figure.png", "cells.csv"):
         assert str(sweep / "report" / name) in done.stdout
 
 
@@ -54,7 +58,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_files_are_what_they_say(report: Report) -> None:
     assert report.figure_png.read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in report.figure_svg.read_bytes()
-    assert not [path for path in report.page_md.parent.iterdir() if path.name.startswith(".")]
+    hidden = [path.name for path in report.page_md.parent.iterdir() if path.name.startswith(".")]
+    assert hidden == [".files.parquet"]  # what it has read; atomic writes leave nothing
     page = report.page_md.read_text()
     assert f"]({report.figure_png.name})" in page
     assert report.table_md.read_text() in page
@@ -99,7 +104,7 @@ def test_csv_round_trip(report: Report) -> None:
 
 
 def test_the_same_records_give_the_same_bytes(report: Report, tmp_path: Path) -> None:
-    again = figures.error_against_nbs(report.collected.runs, report.cells)
+    again = figures.error_against_nbs(report.answer.panels)
     assert again == (report.figure_png.read_bytes(), report.figure_svg.read_bytes())
 
 
@@ -107,11 +112,11 @@ def test_panels_lines_and_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """World sizes get panels, a norm's settings lines; gn is one level without points."""
     drawn: list[tuple[str, str, int]] = []
 
-    def level(axes, row, colour, dashes, label):
+    def level(axes, cell, colour, dashes, label):
         drawn.append(("level", label, 1))
 
-    def line(axes, rows, points, colour, marker, label, shift):
-        drawn.append(("line", label, len(rows)))
+    def line(axes, cells, colour, marker, label, shift):
+        drawn.append(("line", label, len(cells)))
 
     monkeypatch.setattr(figures, "_draw_level", level)
     monkeypatch.setattr(figures, "_draw_line", line)
@@ -167,3 +172,14 @@ def test_problems_are_printed_and_on_the_page(sweep: Path, capsys: pytest.Captur
     assert main([str(sweep)]) == 0
     assert f"{bad}: schema 99" in capsys.readouterr().out
     assert f"{bad}: schema 99" in (sweep / "report" / "report.md").read_text()
+
+
+def test_health_is_listed_in_the_order_of_the_cells(tmp_path: Path) -> None:
+    """Not in that of the folders, where 16 comes before 2."""
+    for nbs in (16, 2, 64, 4):
+        write(tmp_path, make_record(nbs=nbs, metrics={"val_error_running": 10.0, "val_error_precise": 9.0}))
+    collected = collect([tmp_path])
+    table = cells(collected.runs)
+    said = context([tmp_path], tmp_path, Question(), collected, table, [], [])
+    assert [row.cell for row in said.health] == list(table["cell"])
+    assert list(table["nbs"]) == [2, 4, 16, 64]

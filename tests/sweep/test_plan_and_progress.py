@@ -7,12 +7,14 @@ import functools
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
+from bnbench.provenance import code_digest, other_code
 from bnbench.records import write_record
 from bnbench.sweep.plan import Plan, plan_single, plan_sweep
 from bnbench.sweep.progress import SweepProgress
@@ -104,6 +106,84 @@ def test_only_what_is_missing_runs(tmp_path, status):
     assert len(plan_sweep(jobs).runs) == 3
 
 
+def _left_by(folder: Path, run: RunConfig, **provenance: Any) -> None:
+    record = make_record()
+    write_record(run.folder, dataclasses.replace(record, provenance=record.provenance | provenance))
+
+
+def test_what_other_code_finished_is_named_and_reused_only_when_asked(tmp_path):
+    jobs = _jobs("seed=0,1,2", folder=tmp_path)
+    _left_by(tmp_path, jobs[0])
+    _left_by(tmp_path, jobs[1], code="of another day")
+    plan = plan_sweep(jobs)
+    assert (plan.finished, plan.todo, plan.others) == ([jobs[0]], [jobs[2]], {"commit 0123456": [jobs[1]]})
+    refusal = plan.refusal()
+    assert refusal is not None
+    for text in ("1 of 3 run(s)", "other code (commit 0123456)", "reuse_records=true", "name=..."):
+        assert text in refusal
+    asked = plan_sweep(_jobs("seed=0,1,2", "reuse_records=true", folder=tmp_path))
+    assert asked.refusal() is None
+    assert [run.seed for run in asked.finished] == [0, 1]
+    assert asked.remarks[-1] == "1 of them by other code (commit 0123456), as reuse_records=true asks"
+    assert {run.folder for run in asked.runs} == {run.folder for run in jobs}, "it is no part of the identity"
+
+
+def test_a_record_of_another_schema_is_never_written_over(tmp_path):
+    (job,) = _jobs(folder=tmp_path)
+    path = write_record(job.folder, make_record())
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+    plan = plan_sweep([job])
+    assert plan.todo == [] and "records of schema 2" in (plan.refusal() or "")
+    assert plan_sweep(_jobs("reuse_records=true", folder=tmp_path)).todo == []
+
+
+def test_what_was_begun_on_another_number_of_ranks_is_told(tmp_path):
+    words = ("norm=bn,gn", "norm.batch_size=8")
+    begun = _jobs(*words, "trainer.devices=4", folder=tmp_path)
+    for run in begun:
+        (run.folder / "checkpoints").mkdir(parents=True)
+    assert plan_sweep(begun).remarks == plan_sweep(_jobs(*words, folder=tmp_path / "new")).remarks
+    assert plan_sweep(_jobs(*words, folder=tmp_path)).remarks[-1] == (
+        "2 run(s) were begun on 4 rank(s): trainer.resume_world=4 goes on with them"
+    )
+    asked = plan_sweep(_jobs(*words, "trainer.resume_world=4", folder=tmp_path))
+    assert not any("begun on" in remark for remark in asked.remarks)
+    other = plan_sweep(_jobs("norm=bn", folder=tmp_path))
+    assert not any("begun on" in remark for remark in other.remarks), "its NBS is another: 32, and not 16"
+
+
+def test_a_truncated_record_is_named_and_its_run_trained_again(tmp_path):
+    (job,) = _jobs(folder=tmp_path)
+    path = write_record(job.folder, make_record())
+    path.write_bytes(path.read_bytes()[:100])
+    plan = plan_sweep([job])
+    assert plan.todo == [job] and plan.refusal() is None
+    assert str(path) in plan.remarks[0] and "trained again" in plan.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("came_from", "called"),
+    [
+        ({"code": code_digest()}, None),
+        ({"code": "x", "git": {"commit": "abcdef123", "dirty": True}}, "commit abcdef1 with changes"),
+        (
+            {"code": "x", "git": {"commit": None, "dirty": None}, "versions": {"bnbench": "0.0.9"}},
+            "bnbench 0.0.9",
+        ),
+        ({"git": {"commit": "abcdef123", "dirty": False}}, "commit abcdef1"),
+        ({}, "unknown code"),
+    ],
+)
+def test_other_code_has_a_name(came_from, called):
+    assert other_code(came_from) == called
+
+
+def test_the_batches_of_a_sweep_make_one_plan(tmp_path):
+    first, second = (plan_sweep(_jobs(f"seed={seeds}", folder=tmp_path)) for seeds in ("0,1", "1,2"))
+    both = first.joined(second)
+    assert [run.seed for run in both.runs] == [0, 1, 2]
+
+
 def test_planning_writes_nothing(tmp_path):
     plan_sweep(_jobs("seed=0,1", folder=tmp_path / "new"))
     assert list(tmp_path.iterdir()) == []
@@ -117,7 +197,7 @@ def _drive(progress: SweepProgress, plan: Plan, outcomes: list[str]) -> None:
         for config, outcome in zip(plan.todo, outcomes, strict=True):
             progress.begin(config)
             for step in (1, 50, 100):
-                progress.update({"epoch": 0, "step": step, "steps": 100, "images_per_s": 1234.5})
+                progress.update(config, {"epoch": 0, "step": step, "steps": 100, "images_per_s": 1234.5})
             progress.end(config, outcome)
 
 
@@ -153,7 +233,7 @@ def test_a_terminal_shows_pace_and_keeps_the_lines(plan):
     console = Console(file=out, force_terminal=True, width=160, _environ={"TERM": "xterm"})
     with SweepProgress(2, console) as progress:
         progress.begin(plan.todo[0])
-        progress.update({"epoch": 1, "step": 50, "steps": 100, "images_per_s": 1234.5})
+        progress.update(plan.todo[0], {"epoch": 1, "step": 50, "steps": 100, "images_per_s": 1234.5})
         progress.bars.refresh()
         progress.end(plan.todo[0], "completed")
         progress.bars.refresh()

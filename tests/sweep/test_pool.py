@@ -6,7 +6,9 @@ import io
 import os
 import re
 import signal
+import time
 from collections.abc import Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
@@ -39,8 +41,14 @@ def _record(config: RunConfig) -> Record:
     return read_record(config.folder / RECORD)
 
 
-def _silent() -> SweepProgress:
-    return SweepProgress(1, Console(file=io.StringIO()))
+def _on(world: pool.SpawnedWorld, config: RunConfig) -> pool.Outcome:
+    progress = SweepProgress(1, Console(file=io.StringIO()))
+    progress.begin(config)
+    world.begin(config)
+    while True:
+        outcome = world.hear(set(wait(world.pipes, 1)), StopRequest(), progress.update)
+        if outcome is not None:
+            return outcome
 
 
 SAME = ("norm.batch_size=4", "seed=7")
@@ -52,6 +60,20 @@ SWEEP = {  # in this order, on one world
     "same": SAME,
     "same again": SAME,
     "other seed": ("norm.batch_size=4", "seed=9"),
+    "drops and averages": (
+        "norm=brn",
+        "model.dropout=0.3",
+        "recipe.ema=0.9",
+        "recipe.clip_norm=1.0",
+        "epochs=2",
+    ),
+    "looks inside": (
+        "norm=vbn",
+        "norm.reference_size=16",
+        "measure.landscape=true",
+        "measure.landscape_every=1",
+    ),
+    "tenth": SAME,
 }
 
 
@@ -73,7 +95,8 @@ def test_a_run_is_a_function_of_its_config_alone(swept, tmp_path):
     alone = _job(tmp_path, *SAME)
     (outcome,) = _run([alone])
     assert outcome.status == "completed", outcome.error
-    for name in ("same", "same again"):
+    assert list(SWEEP).index("tenth") == 9
+    for name in ("same", "same again", "tenth"):
         record = _record(swept[name][0])
         assert record.identity == _record(alone).identity
         assert record.metrics == _record(alone).metrics
@@ -124,11 +147,11 @@ def test_a_rank_that_is_killed_ends_its_run_and_no_other(tmp_path, monkeypatch):
     worlds = []
 
     class LosesARank(pool.SpawnedWorld):
-        def run(self, config, progress, stop):
+        def begin(self, config):
             worlds.append([rank.pid for rank in self._ranks])
             if config.seed == 13:
                 os.kill(self._ranks[1].pid, signal.SIGKILL)
-            return super().run(config, progress, stop)
+            super().begin(config)
 
     monkeypatch.setattr(pool, "SpawnedWorld", LosesARank)
     jobs = [_job(tmp_path, "seed=13"), _job(tmp_path, "seed=14"), _job(tmp_path, "seed=15")]
@@ -143,14 +166,16 @@ def test_a_rank_that_is_killed_ends_its_run_and_no_other(tmp_path, monkeypatch):
 
 def test_a_rank_that_dies_between_runs_is_named_and_the_run_can_be_repeated(tmp_path):
     first, second = _job(tmp_path, "seed=1"), _job(tmp_path, "seed=2")
-    with pool.SpawnedWorld(first) as world:
-        assert world.run(first, _silent(), StopRequest()).status == "completed"
+    world = pool.SpawnedWorld(first)
+    try:
+        assert _on(world, first).status == "completed"
         os.kill(world._ranks[1].pid, signal.SIGKILL)
         world._ranks[1].join(10)
-        outcome = world.run(second, _silent(), StopRequest())
-        assert outcome.status == "failed"
+        assert _on(world, second).status == "failed"
         assert not world.alive
         ranks = world._ranks
+    finally:
+        world.close()
     assert not any(rank.is_alive() for rank in ranks), "no rank is left behind"
     record = _record(second)
     assert "rank 1" in record.error and "-9" in record.error, record.error
@@ -187,13 +212,12 @@ def test_a_run_whose_rank_was_killed_goes_on_from_its_last_checkpoint(tmp_path, 
     whole = _job(tmp_path / "whole", "epochs=8")
 
     class LosesARank(pool.SpawnedWorld):
-        def run(self, config, progress, stop):
-            def kill(event):
+        def hear(self, ready, stop, report):
+            def kill(config, event):
                 if event.get("step") == 9:
                     os.kill(self._ranks[1].pid, signal.SIGKILL)
 
-            progress.update = kill
-            return super().run(config, progress, stop)
+            return super().hear(ready, stop, kill)
 
     with monkeypatch.context() as patch:
         patch.setattr(pool, "SpawnedWorld", LosesARank)
@@ -211,3 +235,68 @@ def test_a_run_for_another_world_gets_one(tmp_path):
     outcomes = _run([two, one])
     assert [outcome.status for outcome in outcomes] == ["completed", "completed"]
     assert [_record(job).provenance["world"]["size"] for job in (two, one)] == [2, 1]
+
+
+HANGS = """
+import time
+from torch import nn
+from torch.distributed import get_rank
+
+class HangsOnOneRank(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.norm, self.steps = nn.BatchNorm2d(3), 0
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 3 and get_rank() == 1:
+            time.sleep(3600)
+        return self.body(self.norm(x))
+"""
+
+
+TAKES_ALL = """
+import torch
+from torch import nn
+
+class TakesAll(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.norm, self.steps = nn.BatchNorm2d(3), 0
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes))
+
+    def forward(self, x):
+        self.steps += self.training
+        if self.steps > 3:
+            torch.empty(1 << 50)
+        return self.body(self.norm(x))
+"""
+
+
+def test_memory_that_runs_out_is_a_status_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "greedy_model.py").write_text(TAKES_ALL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    takes_all = _job(
+        tmp_path, "model=custom", "model.name=greedy_model.TakesAll", "model.width=null", "epochs=4"
+    )
+    outcomes = _run([takes_all, _job(tmp_path, "seed=31")])
+    assert [outcome.status for outcome in outcomes] == ["oom", "completed"]
+    assert _record(takes_all).status == "oom" and "can't allocate memory" in _record(takes_all).error
+
+
+def test_a_rank_that_hangs_ends_its_run_by_the_timeout_of_collectives(tmp_path, monkeypatch):
+    (tmp_path / "hanging_model.py").write_text(HANGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    hangs = _job(
+        tmp_path, "model=custom", "model.name=hanging_model.HangsOnOneRank", "model.width=null", "epochs=4",
+        "trainer.collective_timeout_minutes=0.1",
+    )  # fmt: skip
+    begun = time.monotonic()
+    outcomes = _run([hangs, _job(tmp_path, "seed=31")])
+    assert [outcome.status for outcome in outcomes] == ["timeout", "completed"]
+    record = _record(hangs)
+    assert record.status == "timeout" and "rank 0: Traceback" in record.error
+    assert time.monotonic() - begun < 60

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.help import train_help
 from bnbench.records import write_record
+from bnbench.sweep.estimate import Device, Estimate, Estimates
 from bnbench.sweep.plan import plan_sweep
-from bnbench.sweep.preview_table import duration, ranges
+from bnbench.sweep.preview_table import duration, ranges, size
 from tests.records_factory import record_of
 
 SWEEP = ("norm=bn,gn", "norm.batch_size=2,4", "seed=0,1", "name=s")
@@ -131,7 +134,7 @@ def test_what_has_no_estimate_is_counted_and_not_guessed(capsys):
     words = ("-m", "global_batch=64,128", "seed=1,2", "name=s")
     totals = plan_json(capsys, *words)["totals"]
     assert (totals["seconds"], totals["without_estimate"]) == (20.0, 2)
-    assert "one after another 20 s, without 2 run(s) that no earlier record tells of" in plan(capsys, *words)
+    assert "one after another at least 20 s, without 2 run(s) that have no estimate" in plan(capsys, *words)
     unknown = plan_json(capsys, "-m", "global_batch=128", "seed=1,2", "name=s")["totals"]
     assert (unknown["seconds"], unknown["without_estimate"]) == (None, 2)
 
@@ -147,6 +150,117 @@ def test_gpu_hours_are_time_by_ranks_where_the_records_are_of_gpus(capsys):
     assert "not to be started from here: trainer.num_nodes=2" in shown
     trained("seed=0", "name=cpu")
     assert plan_json(capsys, "-m", "seed=1", "name=cpu")["totals"]["gpu_hours"] is None
+
+
+def test_gpu_hours_are_told_of_each_cell_and_the_total_is_a_least(capsys):
+    gpu = {"device": ("cuda", "a made-up GPU")}
+    trained("seed=0", "name=s", fit=3600.0, **gpu)
+    words = ("-m", "global_batch=64,128", "seed=1,2", "name=s")
+    found = plan_json(capsys, *words)
+    assert [cell["gpu_hours"] for cell in found["cells"]] == [
+        4.0,
+        None,
+    ]  # two runs, an hour on two ranks each
+    assert (found["totals"]["gpu_hours"], found["totals"]["without_estimate"]) == (4.0, 2)
+    shown = plan(capsys, *words)
+    assert (
+        "GPU-hours" in shown
+        and "one after another at least 2 h 0 min, 4 GPU-hours, without 2 run(s)" in shown
+    )
+    trained("seed=0", "name=cpu", "dir=other/x")
+    assert "GPU-hours" not in plan(capsys, "-m", "seed=0,1", "name=cpu", "dir=other/x")
+
+
+def test_memory_and_disk_come_from_the_records_that_tell_of_time(capsys):
+    words = ("name=s", "global_batch=64,128")
+    for run in compose_jobs(("seed=0,1", "name=s"), multirun=True):
+        made = record_of(run)
+        memory = {"peak_bytes": 700_000_000 + run.seed, "kind": "resident"}
+        write_record(
+            run.folder, dataclasses.replace(made, memory=memory, metrics=made.metrics | {"params": 75_290})
+        )
+    found = plan_json(capsys, "-m", "seed=1,2", *words)
+    known, unknown = found["cells"]
+    assert (known["peak_bytes"], known["params"]) == (700_000_001, 75_290)  # the largest
+    assert (unknown["peak_bytes"], unknown["params"], unknown["checkpoint_bytes"]) == (None, None, None)
+    disk = found["disk"]
+    assert known["checkpoint_bytes"] == 2 * 4 * 75_290
+    assert disk["checkpoints_bytes"] == 3 * known["checkpoint_bytes"]
+    assert disk["needed_bytes"] == disk["kept_bytes"] + disk["checkpoints_bytes"] < disk["free_bytes"]
+    assert disk["unknown_runs"] == 2
+    shown = plan(capsys, "-m", "seed=1,2", *words)
+    assert "700 MB" in shown and f"disk: at least {size(disk['needed_bytes'])}" in shown
+
+
+def test_jobs_of_slurm_have_their_checkpoints_at_once(capsys):
+    (run,) = compose_jobs(("seed=0", "name=s"))
+    made = record_of(run)
+    write_record(run.folder, dataclasses.replace(made, metrics=made.metrics | {"params": 75_290}))
+    words = ("-m", "hydra/launcher=slurm", "norm=bn", "norm.batch_size=2,4,8,16", "name=t")
+    for parallel, worlds in ((64, 4), (3, 3)):
+        found = plan_json(capsys, *words, f"hydra.launcher.array_parallelism={parallel}")
+        assert found["disk"]["checkpoints_bytes"] == worlds * 3 * found["cells"][0]["checkpoint_bytes"]
+
+
+def test_slurms_nodes_are_not_probed_here(capsys):
+    assert cli.main(["plan", "--probe", "-m", "hydra/launcher=slurm", "seed=0"]) == 2
+    assert "--probe would time this machine" in capsys.readouterr().err
+
+
+def test_too_small_a_disk_is_said_to_be(capsys, monkeypatch):
+    (run,) = compose_jobs(("seed=0", "name=s"))
+    made = record_of(run)
+    write_record(run.folder, dataclasses.replace(made, metrics=made.metrics | {"params": 75_290}))
+    assert "too little" not in plan(capsys, "seed=1", "name=s")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    shown = plan(capsys, "seed=1", "name=s")
+    assert "1 MB are free: too little" in shown
+    assert "disk" not in plan(capsys, "seed=0", "name=s")  # nothing is to be done
+
+
+def test_what_a_probe_tells_is_shown_as_its_own(capsys, monkeypatch):
+    def by_probes(cells, records, prober):
+        prober.say("a line")
+        told = Estimate(60.0, "probe", True, 5 * 10**8, 1000)
+        return Estimates(Device("cpu", "here"), [told, None]), {1: "oom: made up"}
+
+    monkeypatch.setattr("bnbench.sweep.probe.estimate_by_probes", by_probes)
+    words = ("--probe", "-m", "norm=bn,gn", "name=s")
+    assert cli.main(["plan", *words]) == 0
+    shown, told = capsys.readouterr()
+    assert told == "probe: a line\n"
+    assert re.search(r"resnet8-bn-nbs32 .* 1 min 0 s +1 min 0 s +500 MB +probe", shown)
+    assert re.search(r"resnet8-gn .* oom: made up", shown)
+    assert "times: probes of 1 cell(s), extended to whole runs; on here (cpu)" in shown
+    assert "at least 1 min 0 s, without 1 run(s)" in shown
+    assert shown.splitlines()[-1] == "bnbench train -m norm=bn,gn name=s"
+    assert cli.main(["plan", "--json", *words]) == 0
+    bn, gn = json.loads(capsys.readouterr().out)["cells"]
+    assert (bn["source"], bn["problem"], gn["source"], gn["problem"]) == ("probe", None, None, "oom: made up")
+
+
+def test_what_other_code_finished_is_neither_done_nor_to_do(capsys):
+    first, *_ = trained("seed=0,1", "name=s")
+    made = record_of(first)
+    write_record(first.folder, dataclasses.replace(made, provenance=made.provenance | {"code": "another"}))
+    words = ("-m", "seed=0,1,2", "name=s")
+    found = plan_json(capsys, *words, code=2)
+    (cell,) = found["cells"]
+    assert [run["status"] for run in cell["runs"]] == ["other code", "finished", "todo"]
+    assert (found["totals"]["other_code"], found["totals"]["todo"]) == (1, 1)
+    assert (cell["seconds"], [run["seconds"] for run in cell["runs"]]) == (10.0, [None, None, 10.0])
+    assert "reuse_records=true" in found["refusal"]
+    assert cli.main(["train", *words]) == 2
+    assert found["refusal"] in capsys.readouterr().err
+    assert plan(capsys, *words, code=2).splitlines()[-1] == f"bnbench train refuses it: {found['refusal']}"
+    reused = plan_json(capsys, *words, "reuse_records=true")
+    assert (reused["refusal"], reused["totals"]["finished"]) == (None, 2)
+
+
+def test_with_nothing_to_do_nothing_is_probed(capsys, monkeypatch):
+    trained("seed=0", "name=s")
+    monkeypatch.setattr("bnbench.sweep.probe.Prober", None)
+    assert plan_json(capsys, "--probe", "seed=0", "name=s")["totals"]["todo"] == 0
 
 
 def test_every_invalid_combination_is_listed_beside_the_valid(capsys):
@@ -252,6 +366,23 @@ def test_cells_of_one_norm_are_told_apart(capsys):
 )
 def test_a_duration_has_two_units_at_most(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 kB"),
+        (999, "0.999 kB"),
+        (999_600, "1 MB"),
+        (1_370_000, "1.37 MB"),
+        (512 * 10**6, "512 MB"),
+        (99_960_000, "100 MB"),
+        (80 * 10**9, "80 GB"),
+        (2 * 10**15, "2000 TB"),
+    ],
+)
+def test_a_size_has_three_digits(count, words):
+    assert size(count) == words
 
 
 @pytest.mark.parametrize(

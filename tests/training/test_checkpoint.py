@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import fcntl
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.records import EPOCHS, HEALTH, RECORD, Record, read_record
 from bnbench.training.checkpoint import FOLDER, KEPT, CheckpointFolder
-from bnbench.training.lock import NAME, RunLock
+from bnbench.training.lock import NAME, RunLock, is_taken
 from tests.ranks import WarmWorld
 
 # 8 steps of 64 in an epoch; windows of 3 steps end at 3 and 6.
@@ -102,8 +105,12 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("case", CASES)
+ALONE = ("bn", "brn", "frozen", "recipe", "adamw")  # of the rest, one rank is a part of two
+
+
+@pytest.mark.parametrize(
+    ("case", "size"), [(case, size) for case in CASES for size in (1, 2) if size == 2 or case in ALONE]
+)
 def test_a_run_left_anywhere_ends_bit_identical(tmp_path, worlds, case, size):
     words = [*CASES[case], f"trainer.devices={size}"]
     whole, left = _config(tmp_path / "whole", *words), _config(tmp_path / "left", *words)
@@ -207,15 +214,96 @@ def test_other_settings_start_anew_and_say_so(tmp_path, worlds):
 
 def test_one_process_at_a_time_trains_a_run(tmp_path):
     first, second = RunLock(tmp_path), RunLock(tmp_path)
-    first.take()
-    with pytest.raises(ValueError, match="is being trained by another process"):
-        second.take(0.3)
+    assert not is_taken(tmp_path)
+    assert first.take() and is_taken(tmp_path)
+    assert not second.take()
     first.release()
-    second.take(0.3)
+    assert not is_taken(tmp_path)
+    assert second.take()
     first.release()
-    assert second.path.exists()
+    assert is_taken(tmp_path), "releasing what one has not changes nothing"
     second.release()
     assert list(tmp_path.iterdir()) == []
+
+
+def _failing(error: OSError, times: int) -> Any:
+    real, left = fcntl.flock, [times]
+
+    def flock(file: int, kind: int) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise error
+        real(file, kind)
+
+    return flock
+
+
+@pytest.mark.parametrize(
+    ("code", "takes", "taken"),
+    [
+        ("ENOLCK", True, False),
+        ("EOPNOTSUPP", True, False),
+        ("EACCES", False, True),
+        ("EWOULDBLOCK", False, True),
+    ],
+)
+def test_only_a_file_system_without_locks_is_taken_for_one_without_others(
+    tmp_path, monkeypatch, code, takes, taken
+):
+    error = OSError(getattr(errno, code), code)
+    (tmp_path / NAME).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", _failing(error, 1))
+        assert is_taken(tmp_path) == taken
+        patch.setattr(fcntl, "flock", _failing(error, 1))
+        assert RunLock(tmp_path).take() == takes
+
+
+def test_a_lock_that_another_host_has_removed_is_taken_anew_and_a_broken_disk_is_no_lock(
+    tmp_path, monkeypatch
+):
+    first, second = RunLock(tmp_path), RunLock(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", _failing(OSError(errno.ESTALE, "stale"), 2))
+        assert first.take()
+    assert not second.take(), "it was really taken"
+    first.release()
+    monkeypatch.setattr(fcntl, "flock", _failing(OSError(errno.EIO, "broken"), 1))
+    with pytest.raises(OSError, match="broken"):
+        second.take()
+
+
+def test_another_users_lock_counts_as_taken_and_is_named(tmp_path, monkeypatch):
+    def refused(*_: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refused)
+    assert is_taken(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"\.lock cannot be opened \(Permission denied\): another user.*choose"
+    ):
+        RunLock(tmp_path).take()
+
+
+def _busy(world: Any, config: RunConfig) -> str:
+    from bnbench.training.run import BusyError, train_run
+    from bnbench.training.setup import DataCache
+
+    with pytest.raises(BusyError, match="is being trained by another process"):
+        train_run(config, world, DataCache(), lambda _: None)
+    return "busy"
+
+
+def test_a_run_that_another_process_trains_is_left_to_it_on_every_rank(tmp_path, worlds):
+    config = _config(tmp_path, "norm=bn", "trainer.devices=2")
+    config.folder.mkdir(parents=True)
+    (config.folder / EPOCHS).write_text("of the other process")
+    lock = RunLock(config.folder)
+    assert lock.take()
+    assert worlds[2].call(_busy, config) == ["busy", "busy"]
+    assert {path.name for path in config.folder.iterdir()} == {EPOCHS, NAME}
+    lock.release()
+    assert set(worlds[2].call(_train, config, [])) == {"completed"}
 
 
 def test_what_another_process_finished_is_not_trained_again(tmp_path, worlds):
@@ -225,3 +313,90 @@ def test_what_another_process_finished_is_not_trained_again(tmp_path, worlds):
     assert set(worlds[2].call(_train, config, [])) == {"completed"}
     assert (config.folder / RECORD).read_bytes() == before
     assert not (config.folder / NAME).exists()
+
+
+ELSEWHERE = {
+    "bn": ["norm=bn", "norm.batch_size=8"],
+    "syncbn": ["norm=syncbn"],
+    "brn": ["norm=brn", "norm.batch_size=8", "norm.warmup=0.2"],
+    "recipe": ["norm=bn", "norm.batch_size=8", "recipe.ema=0.9", "recipe.accumulate=2", "recipe.clip_norm=1.0"],
+    "gn": ["norm=gn", "optim=adamw", "optim.lr=0.001"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("begun_on", "size"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, worlds, case, begun_on, size):
+    """The same images in the same groups at each step: equal but for rounding, whichever world trained it."""
+    words = [*ELSEWHERE[case], "trainer.precision=fp64"]
+    whole = _config(tmp_path / "whole", *words, f"trainer.devices={size}")
+    begun = _config(tmp_path / "left", *words, f"trainer.devices={begun_on}")
+    left = _config(tmp_path / "left", *words, f"trainer.devices={size}", f"trainer.resume_world={begun_on}")
+    assert left.begun_elsewhere is not None and left.begun_elsewhere.folder == begun.folder != left.folder
+    assert set(worlds[size].call(_train, whole, [])) == {"completed"}
+    worlds[begun_on].call(_made, begun, 3)
+    assert set(worlds[size].call(_train, left, [1])) == {"completed"}
+    record = read_record(left.folder / RECORD)
+    assert [attempt["world_size"] for attempt in record.provenance["resumed"]] == [begun_on, size]
+    assert record.identity == read_record(whole.folder / RECORD).identity
+    _assert_close(whole, left)
+
+
+def _assert_close(whole: RunConfig, left: RunConfig) -> None:
+    """Weights and evaluations, but for rounding in fp64."""
+    one, other = (torch.load(run.folder / "weights.pt") for run in (whole, left))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-10, atol=1e-10)
+    rows = [_outcome(run)[1] for run in (whole, left)]
+    for a, b in zip(*rows, strict=True):
+        for key in set(a) - set(TIMES):
+            assert float(a[key]) == pytest.approx(float(b[key]), rel=1e-9)
+
+
+def test_a_run_left_on_four_ranks_ends_there_to_rounding(tmp_path):
+    """From three ranks on gloo's sums depend on DDP's buckets, which an attempt forms anew."""
+    words = ["norm=syncbn", "trainer.precision=fp64", "trainer.devices=4"]
+    whole, left = _config(tmp_path / "whole", *words), _config(tmp_path / "left", *words)
+    with WarmWorld(4) as four:
+        assert set(four.call(_train, whole, [])) == {"completed"}
+        assert set(four.call(_train, left, [1, 0, 1])) == {"completed"}
+    assert len(read_record(left.folder / RECORD).provenance["resumed"]) == 3
+    _assert_close(whole, left)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["trainer.devices=1"], "there NBS was 32, here it is 64.*set norm.batch_size=32"),
+        (["trainer.devices=1", "norm=ghost", "norm.batch_size=32"], "could not have begun"),
+        (
+            ["trainer.devices=4", "trainer.resume_world=3", "norm.batch_size=4"],
+            "not divisible by the 3 ranks",
+        ),
+    ],
+)
+def test_what_would_be_another_training_is_refused_with_the_reason(tmp_path, words, problem):
+    with pytest.raises(ValueError, match=problem):
+        _config(tmp_path, "trainer.resume_world=2", *words)
+
+
+def test_without_a_checkpoint_there_it_begins_anew_and_says_so(tmp_path, worlds):
+    words = ["norm=bn", "norm.batch_size=8", "trainer.devices=1", "trainer.resume_world=2"]
+    config = _config(tmp_path, *words)
+    worlds[1].call(_train, config, [])
+    record = read_record(config.folder / RECORD)
+    assert record.provenance["resumed"] == []
+    (remark,) = record.provenance["checkpoint_remarks"]
+    assert "trainer.resume_world=2: no checkpoint in" in remark and "begins anew" in remark
+
+
+def test_a_loss_above_its_bound_is_divergence(tmp_path, worlds):
+    words = ["norm=bn", "trainer.devices=1"]
+    bounded = _config(tmp_path, *words, "recipe.max_loss=0.5")
+    assert worlds[1].call(_train, bounded, []) == ["diverged"]
+    record = read_record(bounded.folder / RECORD)
+    assert "is above recipe.max_loss=0.5 at step 3" in record.error
+    assert record.metrics["final_val_error"] is None
+    free = _config(tmp_path, *words)
+    assert "max_loss" not in free.identity()["recipe"] and free.identity() != bounded.identity()
+    assert worlds[1].call(_train, free, []) == ["completed"]

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from bnbench.compose import compose_jobs
 from bnbench.config.optim import scheduled
 from bnbench.norms import merge_running_statistics, precise_statistics, running_statistics, tracking_norms
+from bnbench.sweep.short import Sizes, measured_images
 from bnbench.training.callbacks import FreezeStatistics, RunningStatistics, precise_over
 from bnbench.training.evaluation import GENERALIZATION, STATISTICS, FinalMeasures, Measured
+from bnbench.training.meter import Meter
 from tests.ranks import WarmWorld
 
 WORDS = (
@@ -350,3 +352,42 @@ def test_measuring_leaves_training_as_it_is(two, tmp_path, words):
     assert ("drift_mean" in seen.health) == (words[0] != "norm=gn")
     for key in ("input_drift", "gradient_change", "loss_range"):
         assert seen.metrics[key] > 0
+
+
+# What a probe counts
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("norm=gn",),
+        ("norm.statistics=precise", "measure.precise_steps=2"),
+        ("measure.generalization=false", "global_batch=48"),
+        ("measure.precise_steps=2", "data.max_test=200"),
+        ("data.val_images=64", "measure.test=true"),
+        ("measure=none",),
+    ],
+    ids=" ".join,
+)
+def test_the_images_that_a_plan_reckons_with_are_those_that_are_measured(alone, monkeypatch, words):
+    config = _config("trainer.devices=1", *words)
+    setup = _set_up(alone, config)
+    splits, precise = setup.splits, None
+    if config.norm.statistics == "precise":
+        precise = precise_over(setup.train_loader, config.measure.precise_steps)
+    running = RunningStatistics(config.norm.statistics or "mean", precise)
+    running.merge(setup.module.model, 0)
+    setup.module.validated = Meter().drain()  # a run has just been validated
+    seen = []
+    stem = next(name for name, part in setup.module.model.named_modules() if isinstance(part, nn.Conv2d))
+
+    def count(module, inputs):
+        seen.append(len(inputs[0]))
+
+    setup.module.model.get_submodule(stem).register_forward_pre_hook(count)
+    monkeypatch.setattr("bnbench.training.evaluation._error", lambda totals: 0.0)
+    monkeypatch.setattr("bnbench.training.evaluation._finite", lambda value, totals: 0.0)
+    FinalMeasures(config, alone, setup, running).measure(nullcontext, True)
+    sizes = Sizes(len(splits.train), len(splits.validation), len(splits.test))
+    assert sum(seen) == measured_images(config, sizes)

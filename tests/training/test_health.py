@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from bnbench.benchmarks.counts import _Collectives
 from bnbench.norms import VirtualBatchNet, build_norm, freeze_statistics
 from bnbench.records import HEALTH
 from bnbench.training.callbacks import Health, Series
 from bnbench.training.callbacks.health import drift, stages
 from bnbench.training.callbacks.landscape import input_moments
 from bnbench.training.callbacks.look import NormInput
+from bnbench.training.counting import Counting
 from tests.ranks import WarmWorld
 
 CLOSE = {"rel": 1e-9, "abs": 1e-12}
@@ -211,9 +211,9 @@ def _on_rank(world, folder: str, sync: bool):
     loop = _Loop(net, Health(2, series, ranks=2 if sync else 1))
     counts = []
     for step in range(2):
-        with _Collectives() as seen:
+        with Counting() as seen:
             loop.step(_batch(10 * step + world.place.rank))
-        counts.append(len(seen.names))
+        counts.append(len(seen.collectives))
     return _signals(series), counts
 
 

@@ -101,6 +101,8 @@ def test_the_groups_of_a_step_are_those_of_any_world(ranks, parts, nbs):
     assert sorted(torch.cat([t for parts_ in taken for t in parts_]).tolist()) == list(range(64))
     groups = 64 // nbs
     for part in range(parts):
+        of_part = torch.cat([images[part] for images in taken])
+        assert set((of_part % parts).tolist()) == {part}, "running statistics see the parts in one order"
         for first in range(0, ranks, span.ranks):  # ranks that share statistics
             shared = [taken[rank][part] for rank in range(first, first + span.ranks)]
             for ghost in range(span.ghosts):

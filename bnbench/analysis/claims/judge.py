@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bnbench import catalog
+from bnbench.analysis.paired import holm, paired
 from bnbench.records import Record
 
 from .measures import MEASURES, Measure, Run
 from .pairs import Instance, Key, depth, instances, select, settings, tune
 from .table import RELATIVE, TABLE, Comparison, Side
-from .verdict import AGAINST, CONTEXT, MISSING, OPEN, SUPPORTED, Verdict, decide, holm, paired
+from .verdict import AGAINST, CONTEXT, MISSING, OPEN, SUPPORTED, Verdict, decide
 
 FEWEST = 2  # pairs; with two an interval is wide, and only a large effect leaves zero out
 

@@ -1,9 +1,7 @@
-"""From paired numbers to a verdict: t interval, effect size, Holm's correction over a claim's comparisons."""
+"""The verdict of one comparison of a claim."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bnbench.analysis.statistics import LEVEL
@@ -43,50 +41,6 @@ class Verdict:
     verdict: str = MISSING
     missing: str = ""
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Paired:
-    """The mean of paired differences with its interval, in the differences' own scale."""
-
-    mean: float
-    low: float
-    high: float
-    d_z: float | None
-    p: float
-
-
-def paired(differences: Sequence[float]) -> Paired | None:
-    """None with fewer than two, or with two that are equal: nothing says how far they would spread.
-
-    Where all are equal and not 0, as counted steps may be, a normal distribution says nothing either: p is then that
-    of a sign-flip test, 2^(1 - n), and the interval that one value.
-    """
-    from scipy.special import stdtr, stdtrit
-
-    n = len(differences)
-    if n < 2:
-        return None
-    mean = math.fsum(differences) / n
-    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1))
-    if sd <= 1e-12 * max(1e-300, *map(abs, differences)):
-        if mean == 0:
-            return Paired(0.0, 0.0, 0.0, None, 1.0)
-        return Paired(mean, mean, mean, None, 2.0 ** (1 - n)) if n > 2 else None
-    error = sd / math.sqrt(n)
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
-    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
-    return Paired(mean, mean - half, mean + half, mean / sd, p)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values (Holm 1979), in the order given."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
 
 
 def decide(mean: float, low: float, high: float, p_holm: float, better: str) -> str:

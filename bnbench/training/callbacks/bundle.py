@@ -18,6 +18,7 @@ HOOKS = (
     "on_validation_start",
     "on_validation_end",
     "on_train_epoch_end",
+    "on_exception",
 )
 STATE = ("state_dict", "load_state_dict")  # which `Checkpoint` asks the parts for by itself
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from bnbench.config import RunConfig
 from bnbench.data import WatchedLoader
-from bnbench.provenance import git_state
+from bnbench.provenance import own_git
 from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.meter import Totals
 
@@ -137,7 +136,7 @@ class Checkpoint(Callback):
             "validated": None if module.validated is None else list(vars(module.validated).values()),
             "batches": self._behind,
             "resumed": [*self.resumed],
-            "commit": git_state(Path(__file__).parent)["commit"],
+            "commit": own_git()["commit"],
             "seconds": self.seconds_before + time.monotonic() - self._started,
         }
 
@@ -157,7 +156,7 @@ class Checkpoint(Callback):
         if taken is None:
             return
         module: Any = pl_module
-        mine = taken["ranks"][trainer.global_rank]
+        mine = rank_state(taken["ranks"], trainer.global_rank, trainer.world_size)
         module.lr = taken["lr"]
         module.window.load_state_dict(mine["window"], module.device)
         module.validated = None if taken["validated"] is None else Totals(*taken["validated"])
@@ -169,8 +168,34 @@ class Checkpoint(Callback):
             part.load_state_dict(mine["parts"][name])
         self.loader.load_state_dict(taken["loader"])
         self.seconds_before = taken["seconds"]
-        self.resumed = [*taken["resumed"], {"step": taken["step"], "commit": taken["commit"]}]
-        set_random_state(mine["random"], module.device)
+        before = {"step": taken["step"], "commit": taken["commit"], "world_size": len(taken["ranks"])}
+        self.resumed = [*taken["resumed"], before]
+        if "random" in mine:
+            set_random_state(mine["random"], module.device)
+
+
+def rank_state(ranks: Sequence[Mapping[str, Any]], rank: int, size: int) -> dict[str, Any]:
+    """What a rank takes up of a world of `len(ranks)`: its own, on as many ranks.
+
+    On another number: the mean of the buffers, which are running statistics of different images; a share of the
+    unfinished window; what the first rank had gathered, which had it from all. No random numbers: there is no
+    stream of theirs for these ranks to go on with, and they keep the ones that they begin with.
+    """
+    if len(ranks) == size:
+        return dict(ranks[rank])
+    found = {"parts": ranks[0]["parts"]}
+    for key in ("buffers", "average_buffers"):
+        if key in ranks[0]:
+            found[key] = {path: _mean([r[key][path] for r in ranks]) for path in ranks[0][key]}
+    found["window"] = {"batches": [batch for r in ranks[rank::size] for batch in r["window"]["batches"]]}
+    return found
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    first = tensors[0]
+    if not first.is_floating_point() or all(torch.equal(first, other) for other in tensors):
+        return first
+    return torch.stack([tensor.double() for tensor in tensors]).mean(0).to(first.dtype)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnbench.curves import WHOLE
 from bnbench.models import logits_of
 from bnbench.norms import tracking_norms
 
 from .look import Look, NormInput, bare, eagerly, is_compiled, unseen
-from .series import WHOLE, Series
+from .series import Series
 
 
 class Health(Callback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from bnbench.curves import append_rows, evaluation_point
 from bnbench.records import EPOCHS
 from bnbench.training.callbacks.curve import TrainingCurve
 from bnbench.training.module import Classifier
@@ -77,22 +77,12 @@ class History(Callback):
         )
         self.evaluations.append(row)
         self._write(row)
-        values = dataclasses.asdict(row)
         if trainer.logger is not None:
-            names = {"val_loss": "val/loss", "val_error": "val/error", "epoch": "epoch"}
-            point = {new: values[old] for old, new in names.items()}
-            point |= {"train/epoch_loss": row.train_loss, "train/epoch_error": row.train_error}
-            trainer.logger.log_metrics(point, step=trainer.global_step)
+            trainer.logger.log_metrics(evaluation_point(dataclasses.asdict(row)), step=row.step)
 
     def _write(self, row: Evaluation) -> None:
-        if self.folder is None:
-            return
-        values = dataclasses.asdict(row)
-        with (self.folder / EPOCHS).open("a", newline="") as file:
-            writer = csv.DictWriter(file, values)
-            if not file.tell():
-                writer.writeheader()
-            writer.writerow(values)
+        if self.folder is not None:
+            append_rows(self.folder / EPOCHS, [dataclasses.asdict(row)])
 
     def state_dict(self) -> dict[str, Any]:
         rows = [dataclasses.asdict(row) for row in self.evaluations]

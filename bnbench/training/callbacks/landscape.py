@@ -11,12 +11,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bnbench.curves import WHOLE
 from bnbench.models import logits_of
 from bnbench.norms.statistics import KeptBuffers
 from bnbench.norms.sync import batch_statistics
 
 from .look import bare, eagerly, unseen
-from .series import WHOLE, Series
+from .series import Series
 
 LENGTHS = (0.5, 1.0, 2.0, 4.0)  # steps along the gradient, in learning rates
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)

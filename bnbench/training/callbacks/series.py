@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections import defaultdict
@@ -12,11 +11,11 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from bnbench.curves import append_rows, health_point
 from bnbench.records import HEALTH
 
 COLUMNS = ("step", "signal", "place", "value")
 Row = tuple[int, str, str, float]
-WHOLE = "model"  # the place of a signal that the network has as a whole
 
 
 class Series:
@@ -35,21 +34,13 @@ class Series:
         rows = [(step, signal, place, value) for signal, at in signals.items() for place, value in at.items()]
         self._keep(rows)
         if trainer.logger is not None:
-            point = {f"health/{s}/{place}": value for _, s, place, value in rows if place != WHOLE}
-            for signal, at in signals.items():
-                if finite := [value for value in at.values() if math.isfinite(value)]:
-                    point[f"health/{signal}"] = statistics.median(finite)
-            trainer.logger.log_metrics(point, step=step)
+            written = [{**row, "value": float(row["value"])} for row in map(_as_written, rows)]
+            trainer.logger.log_metrics(health_point(written), step=step)
 
     def _keep(self, rows: Sequence[Row]) -> None:
         self.rows += rows
-        if self.folder is None:
-            return
-        with (self.folder / HEALTH).open("a", newline="") as file:
-            writer = csv.writer(file)
-            if not file.tell():
-                writer.writerow(COLUMNS)
-            writer.writerows((step, signal, place, f"{value:.6g}") for step, signal, place, value in rows)
+        if self.folder is not None:
+            append_rows(self.folder / HEALTH, [_as_written(row) for row in rows])
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": list(self.rows)}
@@ -84,3 +75,9 @@ class Series:
                 at[step].append(math.inf if math.isnan(value) else value)
         found = statistics.median(map(statistics.median, at.values())) if at else math.inf
         return found if math.isfinite(found) else None
+
+
+def _as_written(row: Row) -> dict[str, Any]:
+    """Six digits say all that there is to say."""
+    step, signal, place, value = row
+    return dict(zip(COLUMNS, (step, signal, place, f"{value:.6g}"), strict=True))

@@ -1,0 +1,87 @@
+"""From collected records to the answer: panels, comparisons, verdicts in words, time and cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bnbench.analysis.answer import Answer, Panel, TimeToTarget
+from bnbench.analysis.contrasts import contrasts
+from bnbench.analysis.costs import norm_costs
+from bnbench.analysis.crossover import crossovers
+from bnbench.analysis.files import Files
+from bnbench.analysis.panels import errors_by_seed, panels
+from bnbench.analysis.progress import Course, courses, curves, times_to
+from bnbench.analysis.published import beside
+from bnbench.analysis.question import DEFAULT, Question
+from bnbench.analysis.sentences import sentences
+from bnbench.analysis.sides import side_by_side
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from bnbench.analysis.collect import Collected
+
+
+def answer(
+    collected: Collected, cells: pl.DataFrame, question: Question = DEFAULT, files: Files | None = None
+) -> Answer:
+    """Raises ValueError where no norm or line of the records is the question's baseline."""
+    runs = collected.runs
+    shown = panels(runs, cells)
+    known = sorted({name for panel in shown for cell in panel.cells for name in (cell.norm, cell.line)})
+    if question.baseline not in known and question.baseline != DEFAULT.baseline:
+        raise ValueError(
+            f"--baseline {question.baseline} is in none of these records: choose one of {', '.join(known)}"
+        )
+    errors = errors_by_seed(runs)
+    compared = contrasts(shown, errors, _diverged(runs), question.baseline, question.resolve, question.family)
+    shown, together = compared[: len(shown)], compared[len(shown) :]
+    # What a step takes is each panel's own.
+    untimed = {cell.key: replace(cell, step_ms=None) for panel in shown for cell in panel.cells}
+    together = [replace(panel, sentences=sentences(panel, question.resolve, untimed)) for panel in together]
+    shown = [
+        replace(panel, crossovers=tuple(crossovers(panel, errors, question.baseline))) for panel in shown
+    ]
+    shown = [replace(panel, sentences=sentences(panel, question.resolve)) for panel in shown]
+    found = courses(runs, files or Files())
+    return Answer(
+        title=_title(cells),
+        panels=tuple(shown),
+        overall=tuple(together),
+        curves=tuple(curves(found)),
+        times=tuple(time for panel in shown for time in _times(panel, found, question.target)),
+        costs=tuple(cost for panel in shown for cost in norm_costs(panel, runs)),
+        published=tuple(beside(shown, runs)),
+        sides=tuple(side_by_side(collected.sides)),
+        baseline=question.baseline,
+        family=question.family,
+        resolve=question.resolve,
+    )
+
+
+def _title(cells: pl.DataFrame) -> str:
+    models, data, norms = (", ".join(dict.fromkeys(cells[key])) for key in ("model", "data", "norm"))
+    return f"{models} on {data}: {norms}"
+
+
+def _diverged(runs: pl.DataFrame) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for cell, seed, status in runs.select("cell", "seed", "status").iter_rows():
+        if status == "diverged":
+            found.setdefault(cell, set()).add(seed)
+    return found
+
+
+def _times(panel: Panel, found: dict[str, list[Course]], target: float | None) -> list[TimeToTarget]:
+    means = [cell.error.mean for cell in panel.cells if cell.error is not None]
+    if not means:
+        return []
+    # Half of the cells come to the median, so that neither all are at it at once nor few ever.
+    return times_to(
+        found,
+        {cell.key: cell.finished for cell in panel.cells if cell.key in found},
+        math.ceil(10 * statistics.median(means)) / 10 if target is None else target,
+    )

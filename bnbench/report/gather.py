@@ -1,0 +1,111 @@
+"""What the page says of the records themselves, gathered: runs with their links, health, provenance."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bnbench.analysis.question import DEFAULT, Question
+from bnbench.analysis.statistics import shared
+from bnbench.records import Record
+from bnbench.report import fairness, page, table, tuning
+from bnbench.report.about import about
+from bnbench.report.context import HealthRow, PageContext, RunRow
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from bnbench.analysis.claims import ClaimResult
+    from bnbench.analysis.collect import Collected
+
+SIGNALS = ("drift_mean", "drift_var", "rank_spread", "eval_gap")
+STATISTICS = ("running", "precise", "batch")
+
+
+def context(
+    roots: Sequence[Path],
+    out: Path,
+    question: Question,
+    collected: Collected,
+    cells: pl.DataFrame,
+    results: Sequence[ClaimResult],
+    files: Sequence[str],
+) -> PageContext:
+    """For a page in the folder `out`, beside `files`."""
+    runs = collected.runs
+    return PageContext(
+        command=command(roots, out, question),
+        about=about(collected.records),
+        claims=results,
+        fairness=fairness.section(collected.records),
+        tuning=tuning.section(runs, collected.records),
+        health=_health(runs, collected.records, cells["cell"]),
+        settings=sorted(shared(runs).items()),
+        provenance=page.provenance(collected.records),
+        runs=[
+            _run(record, Path(path), error, out)
+            for record, path, error in zip(collected.records, runs["path"], runs["val_error"], strict=True)
+        ],
+        problems=page.notes(collected),
+        labels=table.labels(cells),
+        files={name: name for name in files},
+    )
+
+
+def command(roots: Sequence[Path], out: Path, question: Question) -> str:
+    """What makes this report again."""
+    words = ["bnbench", "report", *map(str, roots), "--out", str(out)]
+    for key in ("baseline", "target", "resolve", "family"):
+        value = getattr(question, key)
+        if value != getattr(DEFAULT, key):
+            words += [f"--{key}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
+
+
+def _run(record: Record, path: Path, error: float | None, out: Path) -> RunRow:
+    done = record.status == "completed"
+    url = record.wandb.get("url")
+    return RunRow(
+        name=record.name,
+        status=record.status,
+        record=Path(os.path.relpath(path, out)).as_posix(),
+        val_error=error if done else None,
+        message=None if done else record.error,
+        wandb=url if isinstance(url, str) else None,
+    )
+
+
+def _health(runs: pl.DataFrame, records: Sequence[Record], order: Iterable[str]) -> list[HealthRow]:
+    """A row for each cell of which a completed run has any signal, in the order of all cells."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for cell, record in zip(runs["cell"], records, strict=True):
+        if record.status == "completed":
+            found.setdefault(cell, []).append(_signals(record))
+    rows = []
+    for cell in order:
+        of_runs = found.get(cell, [])
+        names = dict.fromkeys(name for signals in of_runs for name in signals)
+        medians = {name: statistics.median(s[name] for s in of_runs if name in s) for name in names}
+        if medians:
+            rows.append(HealthRow(cell, **medians))
+    return rows
+
+
+def _signals(record: Record) -> dict[str, float]:
+    """The errors under each kind of statistics, and each signal's median over the places that it was measured at."""
+    errors = {name: record.metrics.get(f"val_error_{name}") for name in STATISTICS}
+    signals = {name: _median(record.health.get(name)) for name in SIGNALS}
+    return {
+        name: float(value) for name, value in (errors | signals).items() if isinstance(value, int | float)
+    }
+
+
+def _median(places: Any) -> float | None:
+    if not isinstance(places, Mapping):
+        return None
+    values = [value for value in places.values() if isinstance(value, int | float)]
+    return statistics.median(values) if values else None

@@ -1,0 +1,55 @@
+"""Thousands of records: read and reported in time and memory that grow no faster than their number."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.report.many_records import write_many
+
+REPORT = """
+import json, re, resource, sys
+from pathlib import Path
+from bnbench.report import build
+report = build([Path(sys.argv[1])], Path(sys.argv[2]))
+used = resource.getrusage(resource.RUSAGE_SELF)
+assert "torch" not in sys.modules
+# Not ru_maxrss, which begins at what the process held that started this one: here, a pytest with torch.
+most = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+print(json.dumps([report.collected.runs.height, used.ru_utime + used.ru_stime, most * 1024]))
+"""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is told by Linux")
+
+
+def reported(root: Path, out: Path) -> tuple[int, float, int]:
+    """Runs, seconds of processor time (which other processes of the machine leave alone), bytes."""
+    done = subprocess.run(
+        [sys.executable, "-c", REPORT, root, out], capture_output=True, text=True, check=True
+    )
+    return tuple(json.loads(done.stdout))  # type: ignore[return-value]
+
+
+def test_it_grows_no_faster_than_linearly(tmp_path: Path) -> None:
+    used = []
+    for runs in (400, 1600):
+        write_many(tmp_path / str(runs), runs)
+        used.append(reported(tmp_path / str(runs), tmp_path / f"report{runs}"))
+    (few, seconds, _), (many, longer, _) = used
+    assert (few, many) == (400, 1600)
+    assert longer < 1.1 * 4 * seconds
+
+
+@pytest.mark.slow
+def test_ten_thousand_are_reported_in_ten_seconds_and_a_gigabyte(tmp_path: Path) -> None:
+    write_many(tmp_path / "runs", 10_000)
+    runs, seconds, memory = reported(tmp_path / "runs", tmp_path / "report")
+    assert runs == 10_000
+    assert seconds < 10
+    assert memory < 1e9
+    _, again, _ = reported(tmp_path / "runs", tmp_path / "report")
+    assert again < seconds  # from the cache
