@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bnbench import data
@@ -31,6 +32,11 @@ class Stopwatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if pl_module.device.type == "cuda" and batch_idx in (
+            WARMUP_STEPS - 1,
+            trainer.num_training_batches - 1,
+        ):
+            torch.cuda.synchronize(pl_module.device)  # the host is ahead of it
         if batch_idx == WARMUP_STEPS - 1:
             self.started = time.perf_counter()
         self.ended = time.perf_counter()

@@ -187,8 +187,14 @@ def _virtual(channels: int, reference: int) -> nn.Module:
     return layer
 
 
-def batch(shape: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format, seed: int) -> Tensor:
-    """Normal values of mean 1, on CPU: far from the special case of centred data, near to what a conv gives."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(*shape, generator=generator) + 1
+def batch(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    seed: int,
+    device: str = "cpu",
+) -> Tensor:
+    """Normal values of mean 1: far from the special case of centred data, near to what a conv gives."""
+    generator = torch.Generator(device).manual_seed(seed)
+    x = torch.randn(*shape, generator=generator, device=device) + 1
     return x.to(dtype).contiguous(memory_format=memory_format)

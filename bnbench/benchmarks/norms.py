@@ -126,16 +126,16 @@ def build_steps(settings: Settings, entrants: Iterable[Contender], seed: int = 0
         extra = each.extra_images
         if extra not in inputs:
             n, *rest = settings.shape
-            x = batch((n + extra, *rest), dtype, layout, seed)
-            inputs[extra] = x.to(settings.device).requires_grad_()
+            x = batch((n + extra, *rest), dtype, layout, seed, settings.device)
+            inputs[extra] = x.requires_grad_()
         layer = each.build().to(settings.device)
         step = Step(layer, inputs[extra], (), autocast)
         dys = []
         for y in step.forward():
             key = (tuple(y.shape), y.dtype, y.stride())
             if key not in gradients:
-                generator = torch.Generator().manual_seed(seed + 1)
-                fresh = torch.randn(y.shape, generator=generator).to(y)
+                generator = torch.Generator(settings.device).manual_seed(seed + 1)
+                fresh = torch.randn(y.shape, generator=generator, device=settings.device).to(y)
                 gradients[key] = torch.empty_like(y).copy_(fresh).detach()
             dys.append(gradients[key])
         step.dys = tuple(dys)

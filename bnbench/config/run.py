@@ -80,6 +80,7 @@ class RunConfig:
                     f"schedule.lr_end={self.schedule.lr_end} must be above the learning rate that the range starts "
                     f"from, {peak:g}: raise it, or lower optim.lr"
                 )
+        self._check_graphs()
         self._check_recordable()
         self._check_batch()
         if self.optim.warmup_epochs > self.epochs:
@@ -97,6 +98,21 @@ class RunConfig:
             raise ValueError(
                 f"norm.batch_size={asked} with norm=ghost must lie below the per-device batch of "
                 f"{self.per_device_batch} and divide it: choose {', '.join(map(str, divisors)) or 'norm=bn'}"
+            )
+
+    def _check_graphs(self) -> None:
+        """Raise ValueError for what a captured step would not follow."""
+        if not self.trainer.cuda_graphs:
+            return
+        if self.recipe.accumulate > 1:
+            raise ValueError(
+                f"trainer.cuda_graphs=true with recipe.accumulate={self.recipe.accumulate}: a captured backward pass "
+                "overwrites gradients rather than adding to them; set one of them to false or 1"
+            )
+        if self.kind == "frozen" and self.norm.after:
+            raise ValueError(
+                f"trainer.cuda_graphs=true with norm.after={self.norm.after:g}: a captured step goes on with the "
+                "statistics of its batch; set trainer.cuda_graphs=false"
             )
 
     def _check_recordable(self) -> None:

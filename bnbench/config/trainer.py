@@ -23,6 +23,7 @@ class TrainerConfig:
     deterministic: bool
     channels_last: bool
     compile: bool
+    cuda_graphs: bool
     threads: Int | None
     log_every: Int
     checkpoint_minutes: float | None
@@ -40,11 +41,22 @@ class TrainerConfig:
         positive("trainer.time_limit_minutes", self.time_limit_minutes, way_out=none)
         positive("trainer.checkpoint_minutes", self.checkpoint_minutes, inclusive=True, way_out=none)
         positive("trainer.collective_timeout_minutes", self.collective_timeout_minutes)
+        if self.cuda_graphs and self.world_size > 1:
+            raise ValueError(
+                f"trainer.cuda_graphs=true with {self.world_size} ranks: gradients and norms that cross ranks are not "
+                "captured; set trainer.devices=1 and trainer.num_nodes=1, or trainer.cuda_graphs=false"
+            )
+        if self.cuda_graphs and self.compile:
+            raise ValueError(
+                "trainer.cuda_graphs=true with trainer.compile=true: a network is captured as it stands, or compiled; "
+                "set one of them to false"
+            )
 
     def execution(self) -> dict[str, Any]:
         """What may change rounding and time, and nothing else: recorded factors of the identity."""
         keys = ("tf32", "cudnn_benchmark", "deterministic", "channels_last", "compile")
-        return {key: getattr(self, key) for key in keys}
+        # Only where it is on: without it a run is what it was before there was the key.
+        return {key: getattr(self, key) for key in keys} | ({"cuda_graphs": True} if self.cuda_graphs else {})
 
     @property
     def collective_timeout(self) -> timedelta:

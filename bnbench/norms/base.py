@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from . import fused
+
 
 class Norm(nn.Module):
     """Base of bnbench's layers. `swap_norms` sets `path`, so that an error says where in the model it is.
@@ -20,10 +22,18 @@ class Norm(nn.Module):
     num_features: int
     path: str = ""
     includes_activation: ClassVar[bool] = False
+    kernel: str = "torch"  # what the last forward took, where there is a choice: torch or triton
 
     @property
     def where(self) -> str:
         return f"{type(self).__name__} at {self.path}" if self.path else type(self).__name__
+
+    def by_triton(self, x: Tensor) -> bool:
+        """Whether `fused` takes `x`, which `kernel` then says."""
+        kernel = "triton" if fused.applies(x) else "torch"
+        if kernel != self.kernel:
+            self.kernel = kernel
+        return kernel == "triton"
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless `x` is (N, C, H, W) with this layer's channels."""

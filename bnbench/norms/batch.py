@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import fused
 from .base import Norm, like_input, one_image_densely
 
 POLICIES = ("mean", "rank0", "sequential")
@@ -70,7 +71,8 @@ class GhostBatchNorm2d(TrackingBatchNorm2d):
 
     Input and output (N, C, H, W), N divisible by `ghosts` in training; in eval mode any N, and plain BN.
     A contiguous input is viewed, not copied, as (N / ghosts, ghosts * C, H, W): one fused call for all
-    groups, and the interleaved order in which `ghosts` ranks would have taken the images.
+    groups, and the interleaved order in which `ghosts` ranks would have taken the images. On a GPU a channels_last
+    input takes `fused.ghost_norm` instead, without a copy; `kernel` says which one the last forward took.
 
     Running statistics (C,), by `statistics`: `mean`, the arithmetic mean of the groups' (linear, so the
     same as buffers per group averaged later); `rank0`, the first group's (what rank 0 of `ghosts` ranks
@@ -101,6 +103,12 @@ class GhostBatchNorm2d(TrackingBatchNorm2d):
         if self.uses_running:
             return self.by_running(input)
         k, c = self.ghosts, self.num_features
+        if k > 1 and input.shape[0] % k == 0 and self.by_triton(input):
+            count = input.shape[0] // k * input.shape[2] * input.shape[3]
+            self.check_values(count, f"and group ({k} groups in {len(input)} images)")
+            output, mean, var = fused.ghost_norm(input, k, self.weight, self.bias, self.eps)
+            self._track(mean, var * (count / (count - 1)))
+            return output
         view = as_ghosts(input, k, self)
         if k == 1:
             # Not the view of it: torch's CPU kernel differentiates a viewed channels_last image wrongly.
@@ -111,12 +119,18 @@ class GhostBatchNorm2d(TrackingBatchNorm2d):
             view, mean, var, self.weight.repeat(k), self.bias.repeat(k), training=True, momentum=1.0,
             eps=self.eps,
         )  # fmt: skip
-        with torch.no_grad():
-            if input.numel():  # without images there is nothing to learn, as in torch's BN
-                track(self.running_mean, mean.view(k, c), self.momentum, self.statistics)
-                track(self.running_var, var.view(k, c), self.momentum, self.statistics)
+        if input.numel():  # without images there is nothing to learn, as in torch's BN
+            self._track(mean.view(k, c), var.view(k, c))
+        else:
             self.num_batches_tracked.add_(1)
         return like_input(output.view(input.shape), input)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics by the groups' mean and unbiased variance (ghosts, C)."""
+        track(self.running_mean, mean, self.momentum, self.statistics)
+        track(self.running_var, var, self.momentum, self.statistics)
+        self.num_batches_tracked.add_(1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghosts={self.ghosts}, statistics={self.statistics}"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import fused
 from .base import Norm, like_input
 from .blocks import wide
 
@@ -14,6 +15,8 @@ class GroupNorm(Norm, nn.GroupNorm):
     """Each image by the mean and biased variance of its C / num_groups channels and H, W. Wu & He 2018.
 
     Input and output (N, C, H, W); affine per channel. num_groups = C is InstanceNorm, 1 LayerNorm over CHW.
+    On a GPU a channels_last input takes `fused.group_norm`, whose output keeps the input's dtype under autocast too
+    (torch's is fp32 there); `kernel` says which one the last forward took.
     Raises ValueError if `num_groups` does not divide `num_features` (`largest_groups` gives the nearest
     count that does), or if a group has one value.
     """
@@ -27,8 +30,10 @@ class GroupNorm(Norm, nn.GroupNorm):
         self.check_input(input)
         values = self.num_features // self.num_groups * input.shape[2] * input.shape[3]
         self.check_values(values, "group of an image")
-        if input.is_cuda:
-            return super().forward(input)
+        if self.by_triton(input):
+            return fused.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        if input.is_cuda:  # its output is contiguous, whatever comes in
+            return like_input(super().forward(input), input)
         # torch's CPU kernel for channels_last takes E[x^2] - mean^2, which loses the variance of fp32 at mean 8.
         return like_input(super().forward(input.contiguous()), input)
 
@@ -81,6 +86,8 @@ class InstanceNorm2d(Norm, nn.InstanceNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         self.check_input(input)
         self.check_values(input.shape[2] * input.shape[3], "of an image")
+        if self.by_triton(input):
+            return fused.group_norm(input, self.num_features, self.weight, self.bias, self.eps)
         # F.instance_norm loses channels_last, takes no empty batch, and differentiates one image wrongly where
         # the gradient is channels_last (torch 2.11 to 2.15, CPU). A group a channel is the same, and faster.
         # Its own backward pass in channels_last takes twice as long as copying to and fro.

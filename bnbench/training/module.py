@@ -17,6 +17,7 @@ from bnbench.config import RecipeConfig
 from bnbench.models import logits_of
 
 from .average import WeightAverage
+from .graphs import CapturedStep
 from .marks import UNMARKED, Unmarked
 from .meter import Meter, Totals
 
@@ -34,10 +35,16 @@ class Classifier(LightningModule):
     With `recipe.accumulate` = k, k batches make a step: their gradients are averaged, and the ranks' with them
     after the last. Statistics are those of each batch by itself: accumulation never enlarges NBS.
     With `recipe.ema`, what is validated and kept is the moving average (`evaluated`).
+    With `cuda_graphs`, forward and backward pass are replayed (`graphs.CapturedStep`).
     """
 
     def __init__(
-        self, model: nn.Module, build_optimizer: BuildOptimizer, recipe: RecipeConfig, aux_weight: float = 0.0
+        self,
+        model: nn.Module,
+        build_optimizer: BuildOptimizer,
+        recipe: RecipeConfig,
+        aux_weight: float = 0.0,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -46,6 +53,7 @@ class Classifier(LightningModule):
         self.recipe = recipe
         self.aux_weight = aux_weight
         self.average: WeightAverage | None = None
+        self.captured = CapturedStep(model, self.judge) if cuda_graphs else None
         self.window = Meter()
         self.validation = Meter()
         self.validated: Totals | None = None
@@ -69,15 +77,10 @@ class Classifier(LightningModule):
         marks = self.marks
         marks.begin("forward")
         images, labels = batch
-        output = self.model(images)
-        if isinstance(output, Tensor):
-            logits = output
-            loss = self._loss(logits, labels)
+        if self.captured is not None:
+            loss, logits = self.captured(images, labels)
         else:
-            logits, *others = logits_of(output)
-            loss = self._loss(logits, labels)
-            for other in others:
-                loss = loss + self.aux_weight * self._loss(other, labels)
+            loss, logits = self.judge(self.model(images), labels)
         self.window.add(loss, logits, labels)
         optimizer, schedule = self._stepped
         parts = self.recipe.accumulate
@@ -103,6 +106,16 @@ class Classifier(LightningModule):
         if self.average is not None:
             self.average.update(self.model)
         marks.begin("other")
+
+    def judge(self, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The training loss () of a network's output, and its main logits (N, classes)."""
+        if isinstance(output, Tensor):
+            return self._loss(output, labels), output
+        logits, *others = logits_of(output)
+        loss = self._loss(logits, labels)
+        for other in others:
+            loss = loss + self.aux_weight * self._loss(other, labels)
+        return loss, logits
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)

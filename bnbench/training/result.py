@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from bnbench import data
 from bnbench.config import RunConfig
+from bnbench.norms import Norm
 from bnbench.provenance import provenance
 from bnbench.records import write_atomic
 from bnbench.training.callbacks import Evaluation, TrainingCurve, Window
@@ -142,6 +144,7 @@ def run_provenance(config: RunConfig, world: World, splits: data.DataSplits) -> 
         "statistics_policy": statistics_policy(config) if config.nbs is not None else None,
         "memory_format": "channels_last" if config.trainer.channels_last else "contiguous",
         "compile": config.trainer.compile,
+        "cuda_graphs": config.trainer.cuda_graphs,
         "dtype": config.trainer.precision,
         "flags": {
             "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -152,6 +155,11 @@ def run_provenance(config: RunConfig, world: World, splits: data.DataSplits) -> 
         },
         "data": data.describe(config.data, splits),
     }
+
+
+def norm_kernels(model: nn.Module) -> dict[str, int]:
+    """How many of the norms normalized by which kernels in their last forward pass: torch's or Triton's."""
+    return dict(Counter(norm.kernel for norm in model.modules() if isinstance(norm, Norm)))
 
 
 def save_weights(config: RunConfig, model: nn.Module) -> str:

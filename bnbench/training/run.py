@@ -37,6 +37,7 @@ from bnbench.training.result import (
     data_wait,
     divergence,
     metrics,
+    norm_kernels,
     run_provenance,
     save_weights,
     timings,
@@ -131,6 +132,7 @@ def _train(
         report({"stage": "training"})
         trainer.fit(setup.module, watched, setup.test_loader, ckpt_path=found)
         fit_seconds = time.perf_counter() - fit_started + checkpoint.seconds_before
+        setup.module.to(world.device)  # Lightning leaves a network on the CPU
         model = setup.module.evaluated
         context = trainer.precision_plugin.forward_context
         with context():
@@ -153,6 +155,7 @@ def _train(
                 timings=timings(history.evaluations, curve, fit_seconds, fit_started - started)
                 | {"measure_seconds": measured.seconds, **waiting},
                 provenance=run_provenance(config, world, setup.splits)
+                | {"norm_kernels": norm_kernels(setup.module.model)}
                 | {"start": setup.start, "measure_remarks": measured.remarks}
                 | {"resumed": checkpoint.resumed, "checkpoint_remarks": remarks},
                 error=diverged,

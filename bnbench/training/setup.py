@@ -110,7 +110,7 @@ def check_device(trainer: TrainerConfig, device: torch.device) -> None:
                 f"trainer.precision=bf16: {name} has no bf16 arithmetic; set trainer.precision=fp32"
             )
         return
-    for flag in ("tf32", "cudnn_benchmark"):
+    for flag in ("tf32", "cudnn_benchmark", "cuda_graphs"):
         if getattr(trainer, flag):
             raise ValueError(
                 f"trainer.{flag}=true would be ignored on {device.type}: it is for GPUs; set trainer.{flag}=false"
@@ -165,7 +165,7 @@ def set_up(config: RunConfig, world: World, cache: Sets) -> Setup:
     if dtype == torch.float64:
         model = model.double()  # Lightning would do it after it has read a checkpoint, into fp32
     recipe = partial(build_optimizer, config=config, steps_per_epoch=train_loader.steps)
-    module = Classifier(model, recipe, config.recipe, aux_weight)
+    module = Classifier(model, recipe, config.recipe, aux_weight, config.trainer.cuda_graphs)
     return Setup(splits, module, norm_swap, start, train_loader, test_loader)
 
 
