@@ -31,7 +31,7 @@ from bnbench.training.setup import DataCache, settle
 from bnbench.training.world import World
 
 from .block import WARMUP_STEPS, Stopwatch, train
-from .timing import median_interval
+from .figures import median_interval
 
 RANKS = 2
 TARGET = 0.02  # of training

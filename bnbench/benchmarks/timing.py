@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-CONFIDENCE = 0.95
+from .figures import median_interval
+
 VISIT_SECONDS = 0.004  # a visit repeats a shorter call until it lasts about this long
 # glibc's mallopt: never mmap a block, and never hand the heap's top back to the system.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -153,20 +153,6 @@ def summary(pairs: Sequence[tuple[Seconds, Seconds]]) -> dict[str, object]:
         "ratio_interval": [low, high],
         "ratio_interval_confidence": confidence,
     }
-
-
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Distribution-free interval of the median, and the confidence that it reaches.
-
-    From the k-th smallest to the k-th largest value, k as large as the binomial law of how many of n values
-    lie below the median allows: confidence 1 - 2 P(Bin(n, 1/2) < k). Five values or fewer do not reach 95%;
-    then k = 1, their range.
-    """
-    ordered, n = sorted(values), len(values)
-    k, below, tail = 1, 0.5**n, 0.5**n  # below = P(Bin(n, 1/2) < k)
-    while 2 * (tail := tail + math.comb(n, k) * 0.5**n) <= 1 - confidence:
-        k, below = k + 1, tail
-    return ordered[k - 1], ordered[n - k], 1 - 2 * below
 
 
 def keep_freed_memory() -> bool:
