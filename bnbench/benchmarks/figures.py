@@ -120,6 +120,6 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 def _digits(number: float, like: float) -> str:
-    """With as many decimals as show four digits of `like`, three at most."""
+    """With as many decimals as show three or four digits of `like`, four at most."""
     whole = len(str(int(abs(like))))
-    return f"{number:,.{min(3, max(0, 4 - whole))}f}"
+    return f"{number:,.{max(0, 4 - whole) if abs(like) >= 0.1 else 4}f}"
