@@ -44,7 +44,9 @@ class Figure:
 
     @classmethod
     def of(cls, name: str, values: Sequence[float], **more: Any) -> Figure:
-        """The median of one value a round, with its distribution-free interval."""
+        """The median of one value a round, with its distribution-free interval; none of a single round."""
+        if len(values) == 1:
+            return cls(name, values[0], **more)
         low, high, _ = median_interval(values)
         return cls(name, statistics.median(values), low, high, **more)
 
@@ -78,10 +80,10 @@ class Figure:
 
     @property
     def number(self) -> str:
-        """`1.072 [1.034, 1.117]`, to four digits of the value."""
-        if self.low is None or self.high is None:
-            return _digits(self.value, self.value)
-        if self.low == self.high:
+        """`1.072 [1.034, 1.117]`, to three or four digits of the value; a count as it is."""
+        if isinstance(self.value, int):
+            return f"{self.value:,}"
+        if self.low is None or self.high is None or self.low == self.high:
             return _digits(self.value, self.value)
         value, low, high = (_digits(n, self.value) for n in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"

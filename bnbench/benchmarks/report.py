@@ -40,6 +40,9 @@ def measure(sizes: Sequence[int], rounds: int) -> dict[str, Any]:
         root = Path(folder)
         for size in sizes:
             write_many(root / str(size), size)
+        run_with_peak(
+            "report", str(root / str(sizes[0])), "--out", str(root / "first")
+        )  # bytecode, libraries
         for number in range(rounds):
             for size in sizes:
                 out = root / f"report-{size}-{number}"

@@ -31,12 +31,15 @@ def test_the_verdict_is_of_the_interval(low, high, better, met):
 def test_a_single_measurement_is_judged_by_itself_and_has_no_interval():
     assert Figure("f", 1.0, target=1.0).met == "yes" and Figure("f", 1.1, target=1.0).met == "no"
     assert Figure("f", 1.1).met is None and Figure("f", 1.1).aim == ""
-    assert Figure("f", 1.1).number == "1.100"
+    assert Figure("f", 1.1).number == "1.100" and Figure("f", 0.00577).number == "0.0058"
+    assert Figure("f", 1200, 1200, 1200).number == "1,200"
 
 
 def test_it_is_the_median_of_rounds():
     figure = Figure.of("f", [3.0, 1.0, 2.0, 50.0, 0.5], unit="s", target=2)
     assert (figure.value, figure.low, figure.high, figure.unit) == (2.0, 0.5, 50.0, "s")
+    alone = Figure.of("f", [3.0], unit="s")
+    assert (alone.value, alone.low, alone.high) == (3.0, None, None), "its noise is not known"
 
 
 def test_it_comes_back_from_a_file():
