@@ -23,11 +23,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _step(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    if options.pairs < 1 or options.steps < 1:
-        raise ValueError(f"--pairs={options.pairs} and --steps={options.steps} must be at least 1")
     from bnbench.benchmarks import step
 
-    result = step.measure(options.pairs, options.steps)
+    result = step.measure(options.rounds, options.ranks, step.chosen(options.sizes))
     return result, step.table(result)
 
 
@@ -103,8 +101,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _step_options(step: argparse.ArgumentParser) -> None:
-    step.add_argument("--pairs", type=int, default=15, help="interleaved rounds (default 15)")
-    step.add_argument("--steps", type=int, default=150, help="timed steps a block (default 150)")
+    step.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
+    step.add_argument("--ranks", type=int, default=2, help="gloo ranks on this machine's CPUs (default 2)")
+    step.add_argument(
+        "--sizes",
+        type=_words,
+        metavar="SIZE,...",
+        help="resnet8-32, resnet8-2, resnet50-4: network and images a rank (default: all)",
+    )
 
 
 def _sweep_options(sweep: argparse.ArgumentParser) -> None:
@@ -132,7 +136,7 @@ def _norms_options(norms: argparse.ArgumentParser) -> None:
         "--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: input in bf16, layer under autocast"
     )
     norms.add_argument("--memory-format", choices=["contiguous", "channels_last"], default="contiguous")
-    norms.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: times by CUDA events")
+    norms.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of the layers (default cpu)")
     norms.add_argument(
         "--ranks",
         type=int,
@@ -189,7 +193,8 @@ class Theme:
 THEMES = {
     "step": Theme(
         "a training step against a bare torch loop",
-        "A training step under bnbench against a bare torch loop with the same model and data.",
+        "A training step under bnbench, with all that it does and logs, and under plain Lightning, against a bare "
+        "torch loop with the same network, images, optimizer, schedule and ranks. About 10 minutes.",
         _step_options,
         _step,
     ),

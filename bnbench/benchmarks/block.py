@@ -31,7 +31,11 @@ class Stopwatch(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == WARMUP_STEPS - 1:
+        self.step_ended(batch_idx)
+
+    def step_ended(self, step: int) -> None:
+        """`step` counts from 0."""
+        if step == WARMUP_STEPS - 1:
             self.started = time.perf_counter()
         self.ended = time.perf_counter()
         self.busy.append(time.process_time())
