@@ -37,7 +37,11 @@ class Stopwatch(Callback):
             trainer.num_training_batches - 1,
         ):
             torch.cuda.synchronize(pl_module.device)  # the host is ahead of it
-        if batch_idx == WARMUP_STEPS - 1:
+        self.step_ended(batch_idx)
+
+    def step_ended(self, step: int) -> None:
+        """`step` counts from 0."""
+        if step == WARMUP_STEPS - 1:
             self.started = time.perf_counter()
         self.ended = time.perf_counter()
         self.busy.append(time.process_time())

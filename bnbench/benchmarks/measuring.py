@@ -31,7 +31,7 @@ from bnbench.training.setup import DataCache, settle
 from bnbench.training.world import World
 
 from .block import WARMUP_STEPS, Stopwatch, train
-from .timing import median_interval
+from .figures import Figure, median_interval
 
 RANKS = 2
 TARGET = 0.02  # of training
@@ -59,7 +59,8 @@ def measure(rounds: int, sizes: Sizes = SIZES) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(_rank, (rounds, sizes, folder), nprocs=RANKS, start_method="forkserver")
         by_size = json.loads((Path(folder) / "found.json").read_text())
-    return {"rounds": rounds, "ranks": RANKS, "threads": 1, "by_size": by_size}
+    figures = [share_of_training(size, found["share"]).to_json() for size, found in by_size.items()]
+    return {"rounds": rounds, "ranks": RANKS, "threads": 1, "by_size": by_size, "figures": figures}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -70,16 +71,15 @@ def table(result: dict[str, Any]) -> str:
             f"{size}: {found['step_ms']:.1f} ms a step",
             f"  a look {_text(look)} of a step (without one {_text(found['noise'])}), every {found['every']} steps",
             f"  the counted step {_text(count)} more, once",
-            f"  of {RUN_STEPS} steps {_text(share)}; at most {TARGET}: {verdict(share)}",
+            f"  of {RUN_STEPS} steps {_text(share)}; {share_of_training(size, share).aim}",
         ]
         blocks = ", ".join(f"{name} {_text(ratio)}" for name, ratio in found["blocks"].items())
         lines.append(f"  whole blocks to off: {blocks}")
     return "\n".join(lines)
 
 
-def verdict(share: Mapping[str, float]) -> str:
-    """As in `bench norms`: `open` where the target lies within the interval."""
-    return "yes" if share["high"] <= TARGET else "no" if share["low"] > TARGET else "open"
+def share_of_training(size: str, share: Mapping[str, float]) -> Figure:
+    return Figure(f"{size}: share of training", share["median"], share["low"], share["high"], target=TARGET)
 
 
 def _rank(rank: int, rounds: int, sizes: Sizes, folder: str) -> None:

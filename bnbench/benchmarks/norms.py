@@ -16,7 +16,7 @@ from bnbench.norms import NORMS
 
 from .contenders import TARGET_SHAPE, Contender, batch, contenders
 from .counts import saved_bytes
-from .timing import Step, interleave, keep_freed_memory, summary
+from .timing import Step, interleave, keep_freed_memory, summary, wall_time
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -68,10 +68,8 @@ class Settings:
 
     @property
     def clock(self) -> str:
-        """Waiting is part of a CUDA call and of several threads' work; of one thread's, only others' turns are."""
-        if self.device == "cuda":
-            return "CUDA events"
-        return "CPU time" if self.threads == 1 else "wall time"
+        """Waiting is part of a GPU's and of several threads' work; of one thread's, only others' turns are."""
+        return "CPU time" if self.device == "cpu" and self.threads == 1 else "wall time"
 
     @property
     def variant(self) -> str:
@@ -170,7 +168,7 @@ def _measure_here(settings: Settings) -> dict[str, dict[str, Any]]:
             "saved_inputs": saved["all"] / input_bytes,
         }
     references = {each.name: each.reference for each in entrants}
-    clock = time.process_time if settings.clock == "CPU time" else time.perf_counter
+    clock = time.process_time if settings.clock == "CPU time" else wall_time
     pairs = interleave(steps, references, settings.rounds, clock)
     for each in entrants:
         row = rows[each.name]

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 from .contenders import BN, contenders
 from .counts import collectives
-from .timing import calls_a_visit, interleave, keep_freed_memory, summary
+from .timing import calls_a_visit, interleave, keep_freed_memory, summary, wall_time
 
 if TYPE_CHECKING:
     from .norms import Settings
@@ -53,7 +52,7 @@ def measure_as_rank(settings: Settings) -> dict[str, Any]:
     timed = {each.name: each for each in entrants if each.name == BN or each.kind in TIMED}
     steps = {name: step for name, step in steps.items() if name in timed}
     # Every rank makes the same calls, or they would wait for each other for ever.
-    calls: list[Any] = [{name: calls_a_visit(step, time.perf_counter) for name, step in steps.items()}]
+    calls: list[Any] = [{name: calls_a_visit(step, wall_time) for name, step in steps.items()}]
     dist.broadcast_object_list(calls)
     pairs = interleave(
         steps, dict.fromkeys(steps, BN), settings.rounds, calls=calls[0], before=lambda: dist.barrier()

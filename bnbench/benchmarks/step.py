@@ -1,7 +1,10 @@
-"""A training step under bnbench against a bare torch loop: same model, data, optimizer and schedule.
+"""A training step under bnbench against a bare torch loop: same network, images, optimizer, schedule and ranks.
 
-Blocks of steps alternate in one process on one thread, so that a noisy machine hits all alike. `plain`
-is Lightning without anything of ours in its loop: what remains to `bnbench` is what we log.
+Blocks of steps take turns on one warm world of gloo ranks, one thread each, in another order each round, so that a
+noisy machine hits all alike; a ratio is taken within a round. All ranks begin a block together, and its seconds are
+those of the rank that took longest.
+`plain` is Lightning without anything of ours; `bnbench` is a run with all that it does and logs in its steps, W&B
+(offline), curve, looks at health and speed and the ranks' agreement on checkpoints included.
 Its health signals come too rarely for blocks to tell their cost: they are taken at every other step of a run, and
 what such a step takes more is spread over their interval.
 """
@@ -9,122 +12,179 @@ what such a step takes more is spread over their interval.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
-import logging
+import json
+import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from lightning.pytorch import LightningModule
-from torch import Tensor
-from torch.nn import functional as F
 
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.launch import Place
-from bnbench.training.optim import build_optimizer
-from bnbench.training.setup import DataCache, set_up, settle
-from bnbench.training.trainer import build_trainer
+from bnbench.training.setup import DataCache, settle
 from bnbench.training.world import World
 
 from .block import WARMUP_STEPS, Stopwatch, train
+from .figures import Figure, figure_lines
+from .yardsticks import bare, plain
 
-BATCHES = (32, 2)
+
+@dataclass(frozen=True)
+class Size:
+    """A network and its images: the words of a run, images a rank, timed steps of a block, and the target on two
+    ranks: bnbench / bare, with everything that it logs."""
+
+    words: tuple[str, ...]
+    images: int
+    steps: int
+    target: float
+
+
+RESNET50 = ("model=resnet50", "data=synthetic", "data.image_size=64")
+SIZES: dict[str, Size] = {
+    "resnet8-32": Size((), 32, 150, 1.03),
+    "resnet8-2": Size((), 2, 400, 1.15),
+    "resnet50-4": Size(RESNET50, 4, 20, 1.02),
+}
+TARGET_RANKS = 2
 HEALTH_TARGET = 0.02  # of a step, at the default interval
-TARGETS = {32: 1.07, 2: 1.2}  # bnbench / bare, with everything that it logs
+Contender = Callable[[RunConfig, World, DataCache], Stopwatch]
+CONTENDERS: dict[str, Contender] = {"bare": bare, "plain": plain, "bnbench": train}
 
 
-def measure(pairs: int, steps: int) -> dict[str, Any]:
-    """Milliseconds a step of each contender, and their ratios to `bare` round by round."""
-    results = {}
+def chosen(names: Sequence[str] | None) -> dict[str, Size]:
+    """Of `SIZES`; all for None. Raises ValueError for an unknown name."""
+    if unknown := [name for name in names or () if name not in SIZES]:
+        raise ValueError(f"--sizes={','.join(unknown)} is unknown; known: {', '.join(SIZES)}")
+    return {name: SIZES[name] for name in names or SIZES}
+
+
+def measure(rounds: int, ranks: int, sizes: Mapping[str, Size]) -> dict[str, Any]:
+    """By size and contender: milliseconds a step, and the ratios to `bare`. Raises ValueError for numbers below 1."""
+    if rounds < 1 or ranks < 1:
+        raise ValueError(f"--rounds={rounds} and --ranks={ranks} must be at least 1")
+    import torch.multiprocessing as mp
+
+    load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
-        world = World.join(Place(0, 1, 0, 1), "cpu", str(Path(folder) / "store"))
-        try:
-            for batch in BATCHES:
-                results[str(batch)] = _measure_batch(batch, pairs, steps, world, folder)
-        finally:
-            world.leave()
-    return {"pairs": pairs, "steps": steps, "threads": 1, "by_batch": results}
+        mp.start_processes(
+            _rank, (ranks, rounds, dict(sizes), folder), nprocs=ranks, start_method="forkserver"
+        )
+        by_size = json.loads((Path(folder) / "found.json").read_text())
+    load.append(os.getloadavg()[0])
+    return {
+        "rounds": rounds,
+        "ranks": ranks,
+        "threads": 1,
+        "load_before_and_after": [round(value, 2) for value in load],
+        "by_size": by_size,
+        "figures": [figure for found in by_size.values() for figure in found["figures"]],
+    }
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [f"{'images':>6}  {'contender':10} {'ms/step':>8}  ratio to bare: median [quartiles]  target"]
-    for batch, rows in result["by_batch"].items():
-        for name, row in rows.items():
-            low, high = row["ratio_quartiles"]
-            target = f"at most {TARGETS[int(batch)]}" if name == "bnbench" else ""
-            ratio = f"{row['ratio_median']:.3f} [{low:.3f}, {high:.3f}]"
-            lines.append(f"{batch:>6}  {name:10} {row['ms_median']:8.3f}  {ratio:34} {target}")
-        health = rows["bnbench"]["health"]
+    lines = [
+        f"{result['ranks']} rank(s), one thread each, {result['rounds']} rounds; "
+        "median [an interval of it, about 95%]"
+    ]
+    for size, found in result["by_size"].items():
+        times = ", ".join(f"{name} {ms:.3f}" for name, ms in found["ms"].items())
+        health = found["health"]
         lines.append(
-            f"{batch:>6}  health signals: {health['extra']:.3f} of a step when taken, "
-            f"{health['share']:.4f} spread over {health['every']} steps  at most {HEALTH_TARGET}"
+            f"{size}: ms a step: {times}; {health['extra']:.2f} of a step for a look at health, every "
+            f"{health['every']} steps"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *figure_lines(map(Figure.from_json, result["figures"]))])
 
 
-def _measure_batch(batch: int, pairs: int, steps: int, world: World, folder: str) -> dict[str, Any]:
+def _rank(rank: int, ranks: int, rounds: int, sizes: Mapping[str, Size], folder: str) -> None:
+    world = World.join(Place(rank, ranks, rank, ranks), "cpu", str(Path(folder) / "store"))
+    os.chdir(folder)
+    try:
+        found = {name: _size(name, size, rounds, world) for name, size in sizes.items()}
+        if world.leads:
+            Path("found.json").write_text(json.dumps(found))
+    finally:
+        world.leave()
+
+
+def _size(name: str, size: Size, rounds: int, world: World) -> dict[str, Any]:
+    config = _config(size, world.place.size)
+    settle(config, world)
+    cache = DataCache()
+    for contender in CONTENDERS.values():
+        contender(config, world, cache)  # imports, allocator, W&B's service
+    wall: dict[str, list[float]] = {each: [] for each in CONTENDERS}
+    cpu: dict[str, list[float]] = {each: [] for each in CONTENDERS}
+    for turn in range(rounds):
+        for each in _rotated(list(CONTENDERS), turn):
+            watch = _block(CONTENDERS[each], config, world, cache)
+            wall[each].append(world.largest(watch.seconds))
+            cpu[each].append(sum(world.gathered(watch.cpu_seconds)))
+    steps = len(watch.busy) - WARMUP_STEPS
+    health = _health(config, world, cache)
+    target = size.target if world.place.size == TARGET_RANKS else None
+    figures = [
+        _to_bare(f"{name}: bnbench / bare", wall, "bnbench", target),
+        _to_bare(f"{name}: plain Lightning / bare", wall, "plain"),
+        _to_bare(f"{name}: bnbench / bare, CPU time of all ranks", cpu, "bnbench"),
+        Figure(f"{name}: health signals, of a step", health["share"], target=HEALTH_TARGET),
+    ]
+    return {
+        "images": size.images,
+        "steps": steps,
+        "ms": {each: 1000 * statistics.median(seconds) / steps for each, seconds in wall.items()},
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "health": health,
+        "figures": [figure.to_json() for figure in figures],
+    }
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    first = turn % len(names)
+    return names[first:] + names[:first]
+
+
+def _to_bare(
+    what: str, seconds: Mapping[str, Sequence[float]], name: str, target: float | None = None
+) -> Figure:
+    ratios = [mine / bare for mine, bare in zip(seconds[name], seconds["bare"], strict=True)]
+    return Figure.of(what, ratios, target=target)
+
+
+def _block(contender: Contender, config: RunConfig, world: World, cache: DataCache) -> Stopwatch:
+    """Of all contenders without the garbage of the block before, and, as a run's ranks are, without a collector that
+    walks through what is imported."""
+    gc.collect()
+    gc.freeze()
+    try:
+        world.gathered(None)  # all begin together
+        return contender(config, world, cache)
+    finally:
+        gc.unfreeze()
+
+
+def _config(size: Size, ranks: int) -> RunConfig:
+    images = size.images * ranks * (WARMUP_STEPS + size.steps)
     (config,) = compose_jobs(
         [
-            f"global_batch={batch}", "trainer.devices=1", "trainer.threads=1", "trainer.accelerator=cpu",
-            f"data.max_train={batch * (WARMUP_STEPS + steps)}", "data.max_test=1", "epochs=1",
-            "optim.warmup_epochs=0", f"dir={folder}", "name=bench", "logger.mode=offline",
+            *size.words, f"global_batch={size.images * ranks}", f"trainer.devices={ranks}", "trainer.threads=1",
+            "trainer.accelerator=cpu", f"data.max_train={images}", f"data.max_test={ranks}", "epochs=1",
+            "optim.warmup_epochs=0", "logger.mode=offline", "dir=runs", "name=bench",
         ],
         multirun=False,
     )  # fmt: skip
-    settle(config, world)
-    cache = DataCache()
-    contenders: dict[str, Callable[[], float]] = {
-        "bare": lambda: _bare(config, world, cache),
-        "plain": lambda: _plain(config, world, cache),
-        "bnbench": lambda: train(config, world, cache).seconds,
-    }
-    for block in contenders.values():
-        block()  # imports, allocator, W&B's service
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(pairs):
-        for name, block in contenders.items():
-            times[name].append(block())
-    rows = {name: _summary(seconds, times["bare"], steps) for name, seconds in times.items()}
-    rows["bnbench"]["health"] = _health(config, world, cache)
-    return rows
-
-
-def _summary(seconds: list[float], bare: list[float], steps: int) -> dict[str, Any]:
-    ratios = sorted(mine / other for mine, other in zip(seconds, bare, strict=True))
-    quarter = len(ratios) // 4
-    return {
-        "ms_median": 1000 * statistics.median(seconds) / steps,
-        "ratio_median": statistics.median(ratios),
-        "ratio_quartiles": [ratios[quarter], ratios[-1 - quarter]],
-        "ratio_range": [ratios[0], ratios[-1]],
-    }
-
-
-def _bare(config: RunConfig, world: World, cache: DataCache) -> float:
-    """The yardstick: what a user would write without any framework."""
-    setup = set_up(config, world, cache)
-    model, loader = setup.module.model, setup.train_loader
-    optimizer, schedule = build_optimizer(model, config, loader.steps)
-    model.train()
-    started = 0.0
-    for step, (images, labels) in enumerate(loader):
-        if step == WARMUP_STEPS:
-            started = time.perf_counter()
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return time.perf_counter() - started
+    return config
 
 
 def _health(config: RunConfig, world: World, cache: DataCache) -> dict[str, Any]:
-    """What a look at the health signals costs, in steps: CPU time, which a busy machine leaves alone, of the steps
+    """What a look at the health signals costs, in steps: CPU time, which a busy machine leaves alone, of rank 0's steps
     with one against that of their neighbours without."""
     every = config.measure.health_every
     assert every is not None
@@ -137,26 +197,3 @@ def _health(config: RunConfig, world: World, cache: DataCache) -> dict[str, Any]
     )  # from the second step on
     extra = looked / without - 1
     return {"every": every, "extra": extra, "share": extra / every}
-
-
-class _Plain(LightningModule):
-    """Lightning with nothing of ours in its loop."""
-
-    def __init__(self, model: torch.nn.Module, recipe: Callable[..., Any]) -> None:
-        super().__init__()
-        self.model, self.recipe = model, recipe
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return F.cross_entropy(self.model(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        optimizer, schedule = self.recipe(self.model)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _plain(config: RunConfig, world: World, cache: DataCache) -> float:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    setup, watch = set_up(config, world, cache), Stopwatch()
-    module = _Plain(setup.module.model, setup.module.build_optimizer)
-    build_trainer(config, world, None, [watch]).fit(module, setup.train_loader)
-    return watch.seconds

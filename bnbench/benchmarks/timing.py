@@ -1,16 +1,15 @@
 """Times on a noisy machine: contenders take turns, each next to its reference, and only ratios are judged.
 
-torch.utils.benchmark.Timer times one contender to its end before the next, so that a neighbour's load or a
-lowered clock falls on one of them. Here a round visits every contender, and beside each of them the layer
-that it is compared with; one ratio a round, and their median with an interval that assumes no distribution.
-On one CPU thread the clock is the process's own CPU time, which stands still while others have the core.
+One contender to its end before the next, as torch.utils.benchmark compares them, would let a neighbour's load or a
+lowered clock fall on one of them. Here a round visits every contender, and beside each of them the layer that it is
+compared with; one ratio a round, and their median with an interval that assumes no distribution. Each visit is a
+torch.utils.benchmark.Timer's, which warms up, waits for a GPU and keeps the garbage collector off. On one CPU
+thread its clock is the process's own CPU time, which stands still while others have the core.
 """
 
 from __future__ import annotations
 
 import ctypes
-import gc
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-CONFIDENCE = 0.95
+from .figures import median_interval
+
 VISIT_SECONDS = 0.004  # a visit repeats a shorter call until it lasts about this long
 # glibc's mallopt: never mmap a block, and never hand the heap's top back to the system.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -65,42 +65,34 @@ class Seconds:
 Clock = Callable[[], float]
 
 
+def wall_time() -> float:
+    """Once a GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def visit(step: Step, calls: int, clock: Clock, before: Callable[[], object] = lambda: None) -> Seconds:
-    """The mean of `calls` calls, after one that is not timed: it finds the memory that the last layer left.
+    """The means of `calls` calls, once of the forward pass and once of both: the backward pass is their difference.
 
-    `before` each timed call, e.g. a barrier. On a GPU the times are the device's own, between CUDA events.
+    Each time after two calls that are not timed: they find the memory that the last layer left. `before` them and the
+    timed ones, e.g. a barrier. A forward pass without a backward one lets go of what it has saved within its own time.
     """
-    step.backward(step.forward())
-    if step.x.is_cuda:
-        return _visit_cuda(step, calls)
-    forward = backward = 0.0
-    for _ in range(calls):
-        before()
-        started = clock()
-        ys = step.forward()
-        turned = clock()
-        step.backward(ys)
-        backward += clock() - turned
-        forward += turned - started
-        del ys
-    return Seconds(forward / calls, backward / calls)
+    from torch.utils.benchmark import Timer  # with it comes a compiler's search for CUDA, which may speak up
 
-
-def _visit_cuda(step: Step, calls: int) -> Seconds:
-    marks = [[torch.cuda.Event(enable_timing=True) for _ in range(3)] for _ in range(calls)]
-    torch.cuda.synchronize(step.x.device)
-    for started, turned, ended in marks:
-        started.record()
-        ys = step.forward()
-        turned.record()
-        step.backward(ys)
-        ended.record()
-        del ys
-    torch.cuda.synchronize(step.x.device)
-    # Calls are queued one behind another, so the gaps of a layer that waits for its launches count as its own.
-    forward = sum(started.elapsed_time(turned) for started, turned, _ in marks)
-    backward = sum(turned.elapsed_time(ended) for _, turned, ended in marks)
-    return Seconds(forward / 1000 / calls, backward / 1000 / calls)
+    forward, both = (
+        Timer(
+            statement,
+            setup="before()",
+            timer=clock,
+            globals={"step": step, "before": before},
+            num_threads=torch.get_num_threads(),
+        )
+        .timeit(calls)
+        .mean
+        for statement in ("step.forward()", "step.backward(step.forward())")
+    )
+    return Seconds(forward, both - forward)
 
 
 def calls_a_visit(step: Step, clock: Clock) -> int:
@@ -113,7 +105,7 @@ def interleave(
     steps: dict[str, Step],
     references: dict[str, str],
     rounds: int,
-    clock: Clock = time.perf_counter,
+    clock: Clock = wall_time,
     calls: dict[str, int] | None = None,
     before: Callable[[], object] = lambda: None,
 ) -> dict[str, list[tuple[Seconds, Seconds]]]:
@@ -124,20 +116,11 @@ def interleave(
     """
     calls = calls or {name: calls_a_visit(step, clock) for name, step in steps.items()}
     pairs: dict[str, list[tuple[Seconds, Seconds]]] = {name: [] for name in steps}
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        for number in range(rounds):
-            for name in steps:
-                order = [name, references[name]] if number % 2 else [references[name], name]
-                found = {
-                    each: visit(steps[each], calls[each], clock, before) for each in dict.fromkeys(order)
-                }
-                pairs[name].append((found[name], found[references[name]]))
-    finally:
-        if collecting:
-            gc.enable()
+    for number in range(rounds):
+        for name in steps:
+            order = [name, references[name]] if number % 2 else [references[name], name]
+            found = {each: visit(steps[each], calls[each], clock, before) for each in dict.fromkeys(order)}
+            pairs[name].append((found[name], found[references[name]]))
     return pairs
 
 
@@ -153,20 +136,6 @@ def summary(pairs: Sequence[tuple[Seconds, Seconds]]) -> dict[str, object]:
         "ratio_interval": [low, high],
         "ratio_interval_confidence": confidence,
     }
-
-
-def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Distribution-free interval of the median, and the confidence that it reaches.
-
-    From the k-th smallest to the k-th largest value, k as large as the binomial law of how many of n values
-    lie below the median allows: confidence 1 - 2 P(Bin(n, 1/2) < k). Five values or fewer do not reach 95%;
-    then k = 1, their range.
-    """
-    ordered, n = sorted(values), len(values)
-    k, below, tail = 1, 0.5**n, 0.5**n  # below = P(Bin(n, 1/2) < k)
-    while 2 * (tail := tail + math.comb(n, k) * 0.5**n) <= 1 - confidence:
-        k, below = k + 1, tail
-    return ordered[k - 1], ordered[n - k], 1 - 2 * below
 
 
 def keep_freed_memory() -> bool:

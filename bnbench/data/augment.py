@@ -1,4 +1,4 @@
-"""Batched augmentation where the images lie: one gather for a whole batch."""
+"""Batched augmentation where the images lie: one gather for a whole batch, and one for those that are flipped."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ PADDING = 4
 class Augment:
     """Random crops from zero-padded images, horizontal flips, or both (He et al. 2016), as `kind` says.
 
-    Holds every window of the padded set as a strided view; a batch is one indexing operation.
+    Holds the padded set as the windows that begin at any of its pixels, a strided view: a crop is one number, and a
+    batch of them one indexing operation. What is drawn is on the CPU, so that a GPU is told and never asked.
     """
 
     def __init__(self, images: Tensor, kind: str) -> None:
         assert kind in AUGMENTATIONS, kind
-        self.images, self.crops, self.flips = images, "crop" in kind, "flip" in kind
+        self.images, self.crops, self.flips = images.contiguous(), "crop" in kind, "flip" in kind
         if self.crops:
-            height, width = images.shape[-2:]
-            padded = F.pad(images, [PADDING] * 4)
-            self.windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 9, 9, H, W)
+            padded = F.pad(images, [PADDING] * 4).contiguous()
+            self.strides = padded.stride()
+            window = images.shape[1:]
+            reach = sum((size - 1) * stride for size, stride in zip(window, self.strides[1:], strict=True))
+            self.windows = padded.as_strided((padded.numel() - reach, *window), (1, *self.strides[1:]))
 
     def __call__(self, indices: Tensor, place: slice, draws: torch.Generator) -> Tensor:
         """uint8 images (len(indices[place]), C, H, W).
@@ -33,13 +36,22 @@ class Augment:
         """
         count = len(indices)
         device = self.images.device
-        mine = indices[place].to(device)
+        mine = indices[place]
         if self.crops:
-            shifts = torch.randint(2 * PADDING + 1, (2, count), generator=draws)[:, place].to(device)
-            batch = self.windows[mine, :, shifts[0], shifts[1]]
+            down, right = torch.randint(2 * PADDING + 1, (2, count), generator=draws)[:, place]
+            image, _, row, pixel = self.strides
+            batch = self.windows[(mine * image + down * row + right * pixel).to(device)]
         else:
-            batch = self.images[mine]
+            batch = self.images[mine.to(device)]
         if self.flips:
-            flip = (torch.rand(count, generator=draws)[place] < 0.5).to(device)
-            batch = torch.where(flip[:, None, None, None], batch.flip(-1), batch)
+            flipped = (torch.rand(count, generator=draws)[place] < 0.5).nonzero().flatten().to(device)
+            mirrored = batch.index_select(0, flipped).flip(-1)
+            _words(batch).index_copy_(0, flipped, _words(mirrored))
         return batch
+
+
+def _words(images: Tensor) -> Tensor:
+    """A view of the bytes of uint8 images, a row each: eight in one where they are so many, since indexed copies on CPU
+    go element by element."""
+    rows = images.view(len(images), images.shape[1:].numel())
+    return rows if rows.shape[1] % 8 else rows.view(torch.int64)

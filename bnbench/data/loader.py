@@ -20,7 +20,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Normalizer:
-    """uint8 (N, 3, H, W) to standardized floats in a memory format: one fused multiply-add."""
+    """uint8 (N, 3, H, W) to standardized floats in a memory format: one fused multiply-add, in place."""
 
     def __init__(
         self,
@@ -36,7 +36,13 @@ class Normalizer:
 
     def __call__(self, images: Tensor) -> Tensor:
         images = images.to(self.dtype, memory_format=self.memory_format)
-        return torch.addcmul(self.shift, images, self.scale)
+        if images.shape[1:] != self.scale.shape[1:]:
+            # Written out for a whole image: broadcast over images alone, it takes a third of the time on CPU.
+            self.scale, self.shift = (
+                each[:, :, :1, :1].expand(1, *images.shape[1:]).contiguous(memory_format=self.memory_format)
+                for each in (self.scale, self.shift)
+            )
+        return torch.addcmul(self.shift, images, self.scale, out=images)
 
 
 class StepLoader(ABC):

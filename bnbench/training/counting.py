@@ -136,8 +136,7 @@ def by_owner(
 
     `gradients`: of DDP, told by its buckets, whose memory the parameters' `gradients` are views of. `norm`: the other
     collectives of a forward or backward pass, for no layer but a norm shares anything over ranks (a layer of a user's
-    own model that does counts here too). `other`: the rest, such as Lightning's broadcast before each batch of whether
-    a rank got SIGTERM.
+    own model that does counts here too). `other`: the rest; in a step of ours there is none.
     """
     buckets = {gradient.untyped_storage().data_ptr() for gradient in gradients}
     found: dict[str, dict[str, dict[str, int]]] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 
 from bnbench.config import RunConfig
 from bnbench.training.callbacks import (
@@ -19,6 +19,7 @@ from bnbench.training.callbacks import (
     bundle,
 )
 from bnbench.training.checkpoint import CheckpointFolder
+from bnbench.training.loop import OneDevice, Ranks, StepLoop
 from bnbench.training.world import JoinedEnvironment, World
 
 PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
@@ -61,16 +62,16 @@ def build_trainer(
     """A Trainer of the ranks there are. `evaluate_every`: batches between evaluations; None = an epoch's."""
     strategy: Strategy
     if world.place.size == 1:
-        strategy = SingleDeviceStrategy(device=world.device)
+        strategy = OneDevice(device=world.device)
     else:
-        strategy = DDPStrategy(
+        strategy = Ranks(
             cluster_environment=JoinedEnvironment(world.place),
             process_group_backend=world.backend,
             broadcast_buffers=False,  # RunningStatistics merges them by a stated policy instead
             gradient_as_bucket_view=True,
         )
     cuda = world.device.type == "cuda"
-    return Trainer(
+    trainer = Trainer(
         accelerator="gpu" if cuda else "cpu",
         devices=[world.device.index] if cuda and world.place.size == 1 else world.place.local_size,
         num_nodes=world.place.nodes,
@@ -90,3 +91,5 @@ def build_trainer(
         use_distributed_sampler=False,  # the loaders know their rank
         sync_batchnorm=False,  # would rewrite every batch norm: the span is the subject here
     )
+    trainer.fit_loop.epoch_loop = StepLoop(trainer)
+    return trainer

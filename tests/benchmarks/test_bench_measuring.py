@@ -55,7 +55,7 @@ def test_the_counted_step_is_compared_with_one_as_cold():
 
 def test_the_verdict_is_of_the_interval():
     verdicts = [
-        measuring.verdict({"median": 0.02, "low": low, "high": high})
+        measuring.share_of_training("s", {"median": low, "low": low, "high": high}).met
         for low, high in ((0.0, 0.01), (0.01, 0.03), (0.03, 0.04))
     ]
     assert verdicts == ["yes", "open", "no"]

@@ -12,7 +12,7 @@ from bnbench.benchmarks import straightforward
 from bnbench.benchmarks.contenders import BN, contenders
 from bnbench.benchmarks.norms import Settings, build_steps, measure, verdict
 from bnbench.benchmarks.norms_table import table
-from bnbench.benchmarks.timing import Seconds, interleave, median_interval, summary
+from bnbench.benchmarks.timing import Seconds, Step, interleave, median_interval, summary, visit
 from bnbench.norms import NORMS, build_norm
 
 TINY = (8, 8, 4, 4)
@@ -82,11 +82,40 @@ def test_a_round_visits_each_contender_beside_its_reference():
         step.layer.register_forward_hook(lambda *_, name=name: reached.append(name))
     pairs = interleave(steps, dict.fromkeys(steps, BN), 2, calls=dict.fromkeys(steps, 1))
     assert {len(each) for each in pairs.values()} == {2}
-    # Two calls a visit: the first is not timed.
-    assert reached[:6] == [BN] * 4 + ["torch BatchNorm2d + ReLU"] * 2 or reached[2:4] == [BN] * 2
-    one_round = reached[: len(reached) // 2]
-    assert one_round.count(BN) == 2 * len(steps)
-    assert all(one_round.count(name) == 2 for name in steps if name != BN)
+    # Six calls a visit: two that are not timed and one that is, of the forward pass and of both.
+    visits = reached[::6]
+    assert [name for name in visits for _ in range(6)] == reached
+    others = [name for name in steps if name != BN]
+    first, second = visits[: len(visits) // 2], visits[len(visits) // 2 :]
+    assert first == [BN, *(name for other in others for name in (BN, other))]
+    assert second == [BN, *(name for other in others for name in (other, BN))]
+
+
+def test_the_passes_of_a_visit_add_up_on_its_own_clock():
+    """A layer that moves the clock on by 2 s forward and 3 s backward takes that, whatever else takes time."""
+    now = [0.0]
+
+    class Slow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            now[0] += 2.0
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            now[0] += 3.0
+            return grad.clone()
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return Slow.apply(x)
+
+    def wait() -> None:
+        now[0] += 100.0  # a barrier, which is no part of the layer
+
+    x = torch.ones(2, requires_grad=True)
+    found = visit(Step(Layer(), x, (torch.ones(2),)), 4, lambda: now[0], wait)
+    assert (found.forward, found.backward, found.total) == pytest.approx((2.0, 3.0, 5.0))
 
 
 @pytest.mark.parametrize(

@@ -204,6 +204,82 @@ def test_every_crop_is_a_window_of_the_padded_image_and_every_window_comes(kind)
     assert share == 0 if kind == "crop" else 0.45 < share < 0.55
 
 
+@pytest.mark.parametrize("kind", ["none", "flip", "crop", "crop_flip"])
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (3, 1), (1, 9)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_fast_way_takes_the_very_pixels_of_the_plain_one(kind, size, layout):
+    """Draw by draw: which window, which flip; for sizes whose bytes are no words, and images in any layout."""
+    images = torch.randint(256, (50, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    images, place = images.contiguous(memory_format=layout), slice(1, None, 2)
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(3))
+    got = Augment(images, kind)(order, place, torch.Generator().manual_seed(4))
+
+    draws, mine = torch.Generator().manual_seed(4), order[place]
+    want = images[mine]
+    if "crop" in kind:
+        down, right = torch.randint(9, (2, 50), generator=draws)[:, place]
+        height, width = size
+        padded = F.pad(images, [PADDING] * 4)
+        want = torch.stack(
+            [
+                padded[n, :, i : i + height, j : j + width]
+                for n, i, j in zip(mine.tolist(), down.tolist(), right.tolist(), strict=True)
+            ]
+        )
+    if "flip" in kind:
+        flip = (torch.rand(50, generator=draws) < 0.5)[place]
+        want = torch.stack([x.flip(-1) if turned else x for x, turned in zip(want, flip, strict=True)])
+    assert torch.equal(got, want)
+
+
+def test_a_batch_of_which_nothing_or_all_is_flipped():
+    images = DATA.images[:1]
+    seen = set()
+    for seed in range(8):
+        out = Augment(images, "flip")(torch.zeros(1).long(), slice(None), torch.Generator().manual_seed(seed))
+        seen.add((torch.equal(out, images), torch.equal(out, images.flip(-1))))
+    assert seen == {(True, False), (False, True)}
+
+
+def test_augmenting_leaves_the_set_alone():
+    before = DATA.images.clone()
+    for kind in ("none", "flip", "crop", "crop_flip"):
+        batch = Augment(DATA.images, kind)(
+            torch.arange(IMAGES), slice(None), torch.Generator().manual_seed(1)
+        )
+        batch.zero_()
+    assert torch.equal(DATA.images, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_normalizer_is_one_fused_multiply_add_for_images_of_any_size(dtype, layout):
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    normalize = Normalizer(mean, std, torch.device("cpu"), dtype, layout)
+    means, stds = (torch.tensor(values, dtype=dtype).view(1, 3, 1, 1) for values in (mean, std))
+    scale, shift = 1 / (255 * stds), -means / stds
+    every = torch.arange(256, dtype=torch.uint8)
+    for size in ((16, 16), (256, 1), (1, 256), (16, 16)):  # and back again
+        images = every.view(1, 1, *size).expand(2, 3, *size)
+        before, got = images.clone(), normalize(images)
+        assert got.dtype == dtype and got.is_contiguous(memory_format=layout)
+        assert torch.equal(got, torch.addcmul(shift, images.to(dtype), scale))
+        assert torch.equal(images, before)
+
+
+def test_a_normalizer_that_began_in_an_evaluation_serves_training():
+    """Lightning evaluates in inference mode, whose tensors may not take part in everything outside of it."""
+    normalize = Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu"), torch.float32)
+    with torch.inference_mode():
+        within = normalize(DATA.images)
+    images = normalize(DATA.images)
+    assert torch.equal(images, within) and not images.is_inference()
+    weight = torch.ones(1, 3, 1, 1, requires_grad=True)
+    (images * weight).sum().backward()
+    assert torch.equal(weight.grad, images.sum((0, 2, 3), keepdim=True))
+    assert torch.equal(normalize(DATA.images[..., :4]), images[..., :4]), "another size, now outside"
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_normalizer_is_torchvisions(dtype):
     mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

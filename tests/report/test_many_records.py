@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.many_records import write_many
+from bnbench.benchmarks.many_records import write_many
 
 REPORT = """
 import json, re, resource, sys

@@ -113,15 +113,6 @@ def _expected(channels: list[int], parameters: int, forward: str, backward: str,
     return {"norm": norm, "gradients": {"all_reduce": {"count": 1, "bytes": float_ * parameters}}}
 
 
-def _ours(config: RunConfig) -> dict[str, Any]:
-    """The collectives of a run's step, without the flag that Lightning broadcasts before a batch."""
-    found = _record(config).speed["collectives"]
-    flags = found.pop("other", {"broadcast": {"count": 0, "bytes": 0}})
-    assert set(flags) == {"broadcast"} and flags["broadcast"]["bytes"] == 8 * flags["broadcast"]["count"]
-    assert flags["broadcast"]["count"] <= config.recipe.accumulate
-    return found
-
-
 @pytest.mark.parametrize(
     ("words", "parts", "float_"),
     [
@@ -136,13 +127,17 @@ def test_collectives_of_a_step_are_those_of_the_formula(worlds, tmp_path, words,
     config = _config(tmp_path, *words, "measure.speed_every=7")
     ((_, (channels, parameters)), _) = worlds[2].call(_train, config)
     assert len(channels) == 7
-    assert _ours(config) == _expected(channels, parameters, "all_gather", "all_reduce", parts, float_)
+    assert _record(config).speed["collectives"] == _expected(
+        channels, parameters, "all_gather", "all_reduce", parts, float_
+    )
 
 
 def test_what_spans_no_ranks_shares_gradients_alone(worlds, tmp_path):
     config = _config(tmp_path, "norm=bn", "norm.batch_size=8", "measure.speed_every=7")
     ((_, (_, parameters)), _) = worlds[2].call(_train, config)
-    assert _ours(config) == {"gradients": {"all_reduce": {"count": 1, "bytes": FLOAT * parameters}}}
+    assert _record(config).speed["collectives"] == {
+        "gradients": {"all_reduce": {"count": 1, "bytes": FLOAT * parameters}}
+    }
 
 
 def test_brn_merges_its_running_statistics_at_each_step(worlds, tmp_path):
@@ -152,7 +147,7 @@ def test_brn_merges_its_running_statistics_at_each_step(worlds, tmp_path):
     want = _expected(channels, parameters, "all_gather", "all_reduce", 1, FLOAT)
     want["norm"]["all_reduce"]["count"] += 1
     want["norm"]["all_reduce"]["bytes"] += 2 * FLOAT * sum(channels)
-    assert _ours(config) == want
+    assert _record(config).speed["collectives"] == want
 
 
 def test_what_else_is_measured_at_the_counted_step_does_not_count(worlds, tmp_path):

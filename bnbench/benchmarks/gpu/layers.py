@@ -45,7 +45,7 @@ def _measure_shape(
     entrants = [each for each in contenders(shape, sizes.kinds) if each.maker in MAKERS]
     steps = build_steps(settings, entrants)
     references = {each.name: each.reference for each in entrants}
-    pairs = interleave(steps, references, sizes.rounds)
+    pairs = interleave(steps, references, sizes.rounds, calls=dict.fromkeys(steps, sizes.calls))
     rows = {}
     for each in entrants:
         step, row = steps[each.name], summary(pairs[each.name])

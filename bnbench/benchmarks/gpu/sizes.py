@@ -30,8 +30,9 @@ class Sizes:
     pixels: int = 224
     shapes: tuple[tuple[int, int], ...] = RESNET50
     copy_bytes: int = 2**30
-    rounds: int = 3  # interleaved, of layers
-    blocks: int = 5  # interleaved, of steps through Lightning and bare
+    rounds: int = 2  # interleaved, of layers
+    calls: int = 3  # of a layer in a round
+    blocks: int = 4  # interleaved, of steps through Lightning and bare
     steps: int = 10  # timed, of such a block
     network_blocks: int = 3
     network_steps: int = 5
@@ -42,9 +43,9 @@ class Sizes:
     grid_batch: int = 128
     grid_nbs: tuple[int, ...] = (2, 4, 8, 16, 32, 128)
     grid_norms: tuple[str, ...] = ("bn", "brn", "evonorm_b0", "gn")
-    grid_steps: int = 300
-    grid_images: int = 50_000
-    grid_tests: int = 10_000
+    grid_steps: int = 150
+    grid_images: int = 20_480
+    grid_tests: int = 2_000
     worlds: int = 4  # side by side on the one device
 
     @property
@@ -68,7 +69,7 @@ def dry(seconds: float) -> Sizes:
     """Small enough for a CPU: every path, no figure that means anything."""
     return Sizes(
         "cpu", seconds, shape=(4, 8, 6, 6), compiler="aot_eager", images=4, pixels=64, shapes=((8, 8), (16, 4)),
-        copy_bytes=2**20, rounds=2, blocks=2, steps=2,
+        copy_bytes=2**20, rounds=2, calls=1, blocks=2, steps=2,
         network_blocks=2, network_steps=1, compiled=("bn",), through_lightning=("bn",), grid_model="resnet8",
         grid_batch=16, grid_nbs=(2, 16), grid_norms=("bn", "gn"), grid_steps=4, grid_images=256,
         grid_tests=32, worlds=2,
