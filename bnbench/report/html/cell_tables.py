@@ -66,7 +66,7 @@ class CellTables:
             return [
                 *self._cell(cell),
                 mean(plus_minus(cell.error, places), cell.error),
-                whole(cell.error.n if cell.error else 0),
+                whole(cell.error.n if cell.error else None if cell.ranged else 0),
                 Value(missed(cell), tone="bad"),
                 Value(share(cell.stable) if lost else "", cell.stable),
                 measurement(cell.images_per_s),
