@@ -52,6 +52,12 @@ def test_nothing_is_wider_than_the_screen_but_what_scrolls_by_itself(
     assert max(plots) <= width
 
 
+def test_a_phone_shows_the_outcome_of_each_comparison_without_scrolling(opened: Open) -> None:
+    page = opened("whole", width=390, theme="light").page
+    outcome = page.locator("#contrasts thead th", has_text="outcome").bounding_box()
+    assert outcome["x"] + outcome["width"] <= 390
+
+
 @pytest.mark.parametrize(("name", "width", "theme"), VIEWS)
 def test_the_accessibility_check_finds_nothing_serious(
     opened: Open, chromium: Chromium, name: str, width: int, theme: str
