@@ -22,7 +22,18 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from bnbench.config import RunConfig, from_mapping
 from bnbench.folders import CONFIG_NAME, config_folder
-from bnbench.suggest import unknown
+from bnbench.records import flatten
+from bnbench.suggest import last, near, unknown
+
+# What keys are called elsewhere, without _.
+ELSEWHERE = {
+    "batchsize": ("global_batch", "norm.batch_size"),
+    "batch": ("global_batch",),
+    "learningrate": ("optim.lr",),
+    "nbs": ("norm.batch_size",),
+    "wd": ("optim.weight_decay",),
+    **dict.fromkeys(("gpus", "ranks", "worldsize"), ("trainer.devices",)),
+}
 
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 
@@ -183,12 +194,17 @@ def _explain(error: Exception, words: list[str]) -> str:
     choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if choice:
         listed = text.partition("Available options in")[2].partition("Config search path")[0]
-        return unknown(choice[1], choice[2], re.findall(r"^\t(\S+)", listed, re.MULTILINE))
+        group, _, folder = choice[1].partition("/")
+        if group not in _group_names():  # hydra/launcher
+            group, folder = choice[1], ""
+        known = [*re.findall(r"^\t(\S+)", listed, re.MULTILINE), *_in_folders(group)]
+        return unknown(group, f"{folder}/{choice[2]}".removeprefix("/"), known)
     key = re.search(r"Could not override '([^']+)'", text)
     if key and (options := re.match(r"(model|norm|data)\.options\b", key[1])):
         return f"{key[1]}: options of your own are added one by one: +{options[0]}.NAME=VALUE"
     if key:
-        return unknown("key", key[1], _known_keys(key[1], words))
+        known = _known_keys(key[1], words)
+        return unknown("key", key[1], known, _meant(key[1], known))
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -207,6 +223,30 @@ def _known_keys(wrong: str, words: list[str]) -> list[str]:
             break
         node, prefix = node[part], f"{prefix}{part}."
     return [f"{prefix}{key}" for key in node] if OmegaConf.is_dict(node) else []
+
+
+def _meant(wrong: str, beside: Sequence[str]) -> Sequence[str]:
+    """The keys that a wrong one may stand for: by its name elsewhere, beside it, or of that name in another group."""
+    group, _, name = wrong.rpartition(".")
+    called = ELSEWHERE.get(name.replace("_", "").lower(), ())
+    own = [key for key in called if group and key.startswith(f"{group}.")]
+    found = own or called or near(wrong, beside)
+    if found:
+        return found
+    everything: Any = OmegaConf.to_container(compose(CONFIG_NAME))
+    return near(name, [key for key in flatten(everything) if last(key) == name])
+
+
+def _in_folders(group: str) -> list[str]:
+    """The choices of a group that lie in folders of it: claims/small_batch."""
+    root = config_folder() / group
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.glob("*/*.yaml"))
+
+
+def at_home(words: Sequence[str]) -> list[str]:
+    """The words with ~ at the start of a value as the home folder: no shell does that behind `data.root=`."""
+    home = str(Path.home())
+    return [re.sub(r"""(?<=[=,'"])~(?=/)""", lambda _: home, word) for word in words]
 
 
 def _group_names() -> list[str]:

@@ -32,11 +32,11 @@ def main(argv: Sequence[str]) -> int:
 
     ValueError for a mistake that the words make as a whole.
     """
-    from bnbench.compose import read_request
+    from bnbench.compose import at_home, read_request
     from bnbench.sweep.preview import Earlier, preview, read_earlier
     from bnbench.sweep.stopping import StoppedError, StopRequest
 
-    words = [word for word in argv if word not in (JSON, PROBE)]
+    words = at_home([word for word in argv if word not in (JSON, PROBE)])
     arguments = train.parse(words, "plan")
     if train.asks_hydra(arguments):
         return train.main(words)  # prints what is asked, and trains nothing

@@ -98,9 +98,10 @@ def main(argv: Sequence[str]) -> int:
     """Compose, check, train, tell. Returns the exit code; raises ValueError for a user's mistake."""
     import hydra
 
-    from bnbench.compose import check_keys, read_request
+    from bnbench.compose import at_home, check_keys, read_request
 
     note_code()
+    argv = at_home(argv)
     arguments = parse(argv)
     application = Application()
     run_hydra = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=CONFIG_NAME)

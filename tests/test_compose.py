@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bnbench.compose import compose_jobs, config_folder, read_request
+from bnbench.compose import at_home, compose_jobs, config_folder, read_request
 from bnbench.folders import check_output
 
 MISTAKES = [  # words, what the line names
@@ -20,6 +20,20 @@ MISTAKES = [  # words, what the line names
     (["nrom=bn"], ["'nrom'", "did you mean norm?"]),
     (["norm.batchsize=2"], ["'norm.batchsize'", "did you mean norm.batch_size?"]),
     (["optim.learning_rate=1"], ["'optim.learning_rate'", "optim.lr"]),
+    (["lr=0.1"], ["'lr'", "did you mean optim.lr?"]),
+    (["optim.learning_rate=0.1"], ["did you mean optim.lr?"]),
+    (["batch_size=32"], ["'batch_size'", "did you mean global_batch or norm.batch_size?"]),
+    (["norm.nbs=4"], ["'norm.nbs'", "did you mean norm.batch_size?"]),
+    (["devices=4"], ["did you mean trainer.devices?"]),
+    (["momentum=0.9"], ["did you mean norm.momentum or optim.momentum?"]),
+    (["seed=0-4"], ["seed=0-4", "one whole number", "-m 'seed=range(0,5)'"]),
+    (["seed=[0,3]"], ["seed=[0, 3]", "-m 'seed=0,3'"]),
+    (["experiment=images"], ["did you mean images_nbs?"]),
+    (["experiment=nbs"], ["did you mean images_nbs?"]),
+    (["experiment=small_batch"], ["known: images_nbs", "did you mean claims/small_batch?"]),
+    (["experiment=wu_he"], ["did you mean protocols/wu_he_gn?"]),
+    (["experiment=claims/small"], ["unknown experiment 'claims/small'", "did you mean claims/small_batch?"]),
+    (["norm=BN"], ["did you mean bn?"]),
     (["optim.lr.x=1"], ["optim.lr"]),
     (["data.root=/x"], ["'data.root'", "data.max_train"]),
     (["data=cifar10", "data.roof=/x"], ["'data.roof'", "did you mean data.root?"]),
@@ -70,6 +84,25 @@ def test_a_mistake_is_one_line_that_names_what_is_known(words, named):
     assert "\n" not in message
     for name in named:
         assert name in message
+
+
+def test_the_home_folder_is_meant_where_a_shell_leaves_its_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of a user")
+    given = ["data.root=~/x", "data.root=~/a,~/b", "dir='~/x y'", "~optim.lr", "name=a~/b", "-m"]
+    home = ["data.root=/home/of a user/x", "data.root=/home/of a user/a,/home/of a user/b"]
+    assert at_home(given) == [*home, "dir='/home/of a user/x y'", *given[3:]]
+    with pytest.raises(ValueError, match=r"data\.root=/home/of a user/x has no train/"):
+        compose_jobs(["data=image_folder", *at_home(given[:1])])
+
+
+def test_a_tree_with_val_in_place_of_test_is_told_what_reads_it(tmp_path):
+    for folder in ("train/a", "val/a"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"has val/ and no test/ folder.*rename val/, or set data=streamed_folder"
+    ):
+        compose_jobs(["data=image_folder", f"data.root={tmp_path}"])
+    compose_jobs(["data=streamed_folder", f"data.root={tmp_path}"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -23,6 +24,7 @@ SCRIPTS = sorted(
     for path in (*(ROOT / "scripts").iterdir(), *(ROOT / ".ci").iterdir())
     if path.is_file() and path.read_bytes().startswith(b"#!/usr/bin/env bash")
 )
+VENDORED = [path for path in (ROOT / "bnbench" / "report" / "vendor").iterdir() if path.is_dir()]
 PYTHONS = ("3.11", "3.12")
 
 
@@ -68,6 +70,21 @@ def test_the_lock_meets_every_requirement_of_the_project(python: str) -> None:
         pin = pins.get(canonicalize_name(wanted.name))
         assert pin is not None, f"{line} is not locked: bash scripts/lock"
         assert pin in wanted.specifier, f"{line} is locked at {pin}: bash scripts/lock"
+
+
+@pytest.mark.parametrize("folder", VENDORED, ids=lambda folder: folder.name)
+def test_what_is_vendored_is_what_its_page_says_with_its_licence(folder: Path) -> None:
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "://" not in page
+    digests = dict(line.split()[::-1] for line in page.splitlines() if re.match(r" +[0-9a-f]{64} ", line))
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "README.md"}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in files.items()} == digests
+    name, version = page.splitlines()[0].removeprefix("# ").split()
+    assert name == folder.name
+    assert all(version.encode() in data[:200] for each, data in files.items() if each.endswith(".js"))
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license-files"]
+    licences = [file for pattern in patterns for file in ROOT.glob(pattern)]
+    assert [file for file in licences if file.parent == folder]
 
 
 def test_one_version_everywhere() -> None:

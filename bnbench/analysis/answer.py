@@ -49,6 +49,7 @@ class CellView:
     peak_bytes: float | None = None
     gpu_hours: float | None = None  # of all its runs: seconds of fitting x world size
     on_front: bool = False  # no cell of its panel is at least as good in error, step time and memory
+    ranged: bool = False  # learning-rate range tests: they measure no error
 
     @property
     def finished(self) -> int:
@@ -116,6 +117,11 @@ class Panel:
     contrasts: tuple[Contrast, ...] = ()
     crossovers: tuple[Crossover, ...] = ()
     sentences: tuple[str, ...] = ()
+
+    @property
+    def ranged(self) -> bool:
+        """Whether it holds learning-rate range tests, and so nothing to compare."""
+        return bool(self.cells) and all(cell.ranged for cell in self.cells)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ def baseline_of(panel: Panel, wanted: str) -> str | None:
 
 
 def _compared(panel: Panel, errors: Errors, diverged: Diverged, baseline: str, resolve: float) -> Panel:
+    if panel.ranged:
+        return panel
     own, base = lines(panel.cells), baseline_of(panel, baseline)
     pairs: list[tuple[str, CellView, CellView]] = []
     for line, cells in own.items():

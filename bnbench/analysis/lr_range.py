@@ -11,6 +11,12 @@ from bnbench.analysis.statistics import LEVEL
 from bnbench.records import Record, cell_of, digest, flatten
 
 METRIC = "largest_stable_lr"
+TABLE = "Largest stable learning rates"  # its heading on every page
+
+
+def is_range(identity: Mapping[str, Any]) -> bool:
+    """Whether a run, by its flat identity, is a range test."""
+    return identity.get("recipe.schedule.name") == "range"
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ def stable_rates(records: Iterable[Record]) -> list[StableRate]:
     cells: dict[str, tuple[dict[str, Any], list[float | None], list[bool]]] = {}
     for record in records:
         flat = flatten(cell_of(record.identity))
-        if flat.get("recipe.schedule.name") != "range":
+        if not is_range(flat):
             continue
         value = record.metrics.get(METRIC)
         rate = float(value) if isinstance(value, int | float) and value > 0 else None

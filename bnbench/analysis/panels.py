@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bnbench.analysis.answer import CellView, Interval, Panel
+from bnbench.analysis.lr_range import is_range
 from bnbench.analysis.statistics import STATUSES, factors
+from bnbench.records import flatten
 from bnbench.span import span_of
 
 if TYPE_CHECKING:
@@ -33,6 +36,11 @@ def panels(runs: pl.DataFrame, cells: pl.DataFrame) -> list[Panel]:
     inner = [key for key in varying if key.startswith("norm.")]
     costs = {row["cell"]: row for row in _costs(runs).iter_rows(named=True)}
     errors = errors_by_seed(runs)
+    ranged = {
+        cell
+        for cell, text in runs.select("cell", "identity").unique().iter_rows()
+        if is_range(flatten(json.loads(text)))
+    }
     found: dict[str, list[CellView]] = {}
     for row in cells.iter_rows(named=True):
         settings = {heading(key): str(row[key]) for key in outer if row[key] is not None}
@@ -46,6 +54,7 @@ def panels(runs: pl.DataFrame, cells: pl.DataFrame) -> list[Panel]:
             settings=settings,
             errors=tuple(errors.get(row["cell"], {}).values()),
             images_per_s=row["images_per_s"],
+            ranged=row["cell"] in ranged,
             **{key: cost[key] for key in ("step_ms", "peak_bytes", "gpu_hours")},
         )
         found.setdefault(title, []).append(cell)

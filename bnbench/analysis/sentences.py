@@ -7,6 +7,7 @@ from itertools import groupby
 
 from bnbench.analysis.answer import CellView, Contrast, Interval, Outcome, Panel
 from bnbench.analysis.costs import CONTROL
+from bnbench.analysis.lr_range import TABLE
 from bnbench.analysis.statistics import LEVEL
 
 FEW = 2  # comparisons of one outcome that are each told; of more, the range and the largest
@@ -17,6 +18,10 @@ def sentences(panel: Panel, resolve: float, cells: Mapping[str, CellView] | None
 
     `cells`: those that are compared, by key; None: the panel's own.
     """
+    if panel.ranged:
+        runs = sum(sum(cell.statuses.values()) for cell in panel.cells)
+        tests = "1 learning-rate range test" if runs == 1 else f"{runs:,} learning-rate range tests"
+        return (f"{tests}: what came of it is under '{TABLE}'; no error is measured.",)
     found = []
     families: dict[str, list[Contrast]] = {}
     for contrast in panel.contrasts:

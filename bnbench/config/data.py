@@ -108,6 +108,11 @@ class DataConfig(Named):
         assert self.root is not None
         for split in ("train", self.test_folder):
             if not (Path(self.root) / split).is_dir():
+                if split == "test" and (Path(self.root) / "val").is_dir():
+                    raise ValueError(
+                        f"data.root={self.root} has val/ and no test/ folder, and data={self.name} reads test/: "
+                        "rename val/, or set data=streamed_folder, which reads either"
+                    )
                 raise ValueError(
                     f"data.root={self.root} has no {split}/ folder: {self.name} needs train/ and "
                     f"{self.test_folder}/, each with one folder of images per class"

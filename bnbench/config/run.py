@@ -301,4 +301,15 @@ def _first_line(error: Any) -> str:
         return f"{key} is read by nothing{choice}: remove it"
     if error["type"] == "missing":
         return f"{key} is missing: every run needs it"
+    several = _several(error["input"]) if error["type"] == "int_type" else ""
+    if several:
+        return f"{key}={error['input']}: a run has one whole number; for several: -m '{key}={several}'"
     return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _several(value: Any) -> str:
+    """What a sweep over these whole numbers is written as, where someone gave a list or `0-4`; else ""."""
+    if isinstance(value, list) and value and all(isinstance(each, int) for each in value):
+        return ",".join(map(str, value))
+    ends = re.fullmatch(r"(\d+)(?:-|:|\.\.\.?)(\d+)", value) if isinstance(value, str) else None
+    return f"range({ends[1]},{int(ends[2]) + 1})" if ends else ""

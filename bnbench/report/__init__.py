@@ -74,7 +74,8 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
         answer=found,
         claims=judge(collected.evidence),
     )
-    png, svg = figures.error_against_nbs(found.panels)
+    compared = [panel for panel in found.panels if not panel.ranged]
+    png, svg = figures.error_against_nbs(compared or found.panels)
     runs_parquet = io.BytesIO()
     collected.runs.write_parquet(runs_parquet)
     files = {

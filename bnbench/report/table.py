@@ -38,7 +38,9 @@ def people(cells: pl.DataFrame) -> tuple[list[str], list[list[str]]]:
                 row["norm"],
                 nbs_words(row),
                 *(NOTHING if row[key] is None else str(row[key]) for key in extra),
-                str(row["seeds"]),
+                str(row["seeds"])
+                if row["seeds"] or not row["completed"]
+                else NOTHING,  # no error was measured
                 error_words(row, decimals),
                 NOTHING if speed is None else f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}",
                 missed_words(row),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from bnbench.analysis.lr_range import StableRate, stable_rates
+from bnbench.analysis.lr_range import TABLE, StableRate, stable_rates
 from bnbench.analysis.panels import heading
 from bnbench.analysis.tuning import TunedCell, telling, tuned, unequal
 from bnbench.records import Record
@@ -77,7 +77,7 @@ def _stable(cells: Sequence[StableRate]) -> str:
         "From runs whose learning rate rises geometrically (schedule=range): the geometric mean over seeds with "
         "its 95% t interval on a log scale.\n"
     )
-    return f"## Largest stable learning rates\n\n{said}\n{_table(heads, rows)}"
+    return f"## {TABLE}\n\n{said}\n{_table(heads, rows)}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -52,6 +52,12 @@ def test_nothing_is_wider_than_the_screen_but_what_scrolls_by_itself(
     assert max(plots) <= width
 
 
+def test_a_phone_shows_the_outcome_of_each_comparison_without_scrolling(opened: Open) -> None:
+    page = opened("whole", width=390, theme="light").page
+    outcome = page.locator("#contrasts thead th", has_text="outcome").bounding_box()
+    assert outcome["x"] + outcome["width"] <= 390
+
+
 @pytest.mark.parametrize(("name", "width", "theme"), VIEWS)
 def test_the_accessibility_check_finds_nothing_serious(
     opened: Open, chromium: Chromium, name: str, width: int, theme: str
@@ -75,7 +81,7 @@ def test_a_heading_sorts_its_column_by_number_both_ways_and_what_is_missing_last
     before = _column(page, COLUMN)
     button = page.locator(f"{TABLE} thead button", has_text=COLUMN)
     button.click()
-    assert _sorted_by(page) == [(COLUMN, "ascending")]
+    assert _sorted_by(page, "ascending") == [COLUMN]
     rising = _column(page, COLUMN)
     assert rising != before
     assert sorted(rising) == sorted(before)
@@ -84,28 +90,36 @@ def test_a_heading_sorts_its_column_by_number_both_ways_and_what_is_missing_last
     assert missing and rising[len(numbers) :] == missing
     button.focus()
     page.keyboard.press("Enter")
-    assert _sorted_by(page) == [(COLUMN, "descending")]
+    assert _sorted_by(page, "descending") == [COLUMN]
     falling, missing = _numbers(_column(page, COLUMN))
     assert falling == numbers[::-1]
     assert _column(page, COLUMN)[len(falling) :] == missing
+    button.press("Space")
+    page.wait_for_selector(f"{TABLE}:not(:has([aria-sort]))")
+    assert _column(page, COLUMN) == before
     page.locator(f"{TABLE} thead button", has_text="norm").click()
-    assert _sorted_by(page) == [("norm", "ascending")]
+    assert _sorted_by(page, "ascending") == ["norm"]
 
 
 def test_the_filter_keeps_the_rows_with_all_words_and_says_how_many(opened: Open) -> None:
     page = opened("whole").page
     box = page.get_by_label("Filter cells")
-    rows = page.locator(f"{TABLE} tbody tr")
-    every = rows.count()
+    every = _rows(page)
     box.fill("BN diverged")
-    shown = [text for text in rows.all() if text.is_visible()]
-    assert 0 < len(shown) < every
-    assert all("bn" in row.inner_text() and "diverged" in row.inner_text() for row in shown)
-    hidden = [row.text_content() for row in rows.all() if not row.is_visible()]
-    assert not [text for text in hidden if "bn" in text and "diverged" in text]
-    assert page.locator(".filter [role=status]", has_text=f"{len(shown)} of {every} rows").is_visible()
+    shown = [text for text in every if "bn" in text and "diverged" in text]
+    assert 0 < len(shown) < len(every)
+    assert _rows(page) == shown
+    told = page.locator(".dt-info[role=status]")
+    assert told.get_by_text(f"{len(shown)} of {len(every)} rows").is_visible()
+    page.locator(f"{TABLE} thead button", has_text=COLUMN).click()
+    assert _sorted_by(page, "ascending") == [COLUMN]
+    assert sorted(_rows(page)) == sorted(shown)
+    box.fill("circle")  # what is in a row's markup, and not in its words
+    assert _rows(page) == ["No row has all these words."]
+    assert told.get_by_text(f"0 of {len(every)} rows").is_visible()
     box.fill("")
-    assert all(row.is_visible() for row in rows.all())
+    assert sorted(_rows(page)) == sorted(every)
+    assert not "".join(told.all_inner_texts()).strip()
 
 
 def test_a_key_of_a_legend_hides_its_line_in_every_chart_and_shows_it_again(opened: Open) -> None:
@@ -218,6 +232,12 @@ def _open_all(page: Any) -> None:
     page.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
 
 
+def _rows(page: Any) -> list[str]:
+    """The words of the rows that are there to be read."""
+    rows = page.locator(f"{TABLE} tbody tr").all()
+    return [row.inner_text() for row in rows if row.is_visible()]
+
+
 def _column(page: Any, name: str) -> list[str]:
     heads = page.locator(f"{TABLE} thead th").all_inner_texts()
     index = next(at for at, head in enumerate(heads) if head.strip() == name)
@@ -230,6 +250,7 @@ def _numbers(column: Sequence[str]) -> tuple[list[float], list[str]]:
     return known, [text for text in column if text == "–"]
 
 
-def _sorted_by(page: Any) -> list[tuple[str, str]]:
-    heads = page.locator(f"{TABLE} thead th[aria-sort]").all()
-    return [(head.inner_text().strip(), head.get_attribute("aria-sort")) for head in heads]
+def _sorted_by(page: Any, direction: str) -> list[str]:
+    """The headings that say that their column is sorted, once one is in this direction."""
+    page.wait_for_selector(f"{TABLE} thead th[aria-sort={direction}]")
+    return [head.strip() for head in page.locator(f"{TABLE} thead th[aria-sort]").all_inner_texts()]

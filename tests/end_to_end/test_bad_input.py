@@ -109,6 +109,7 @@ CONFIG_MISTAKES = {
         ["data=image_folder", "data.root=nowhere"],
         ["data.root=nowhere", "no train/ folder", "train/ and test/"],
     ),
+    "data folder at home": (["data=image_folder", "data.root=~/nowhere"], [f"data.root={Path.home()}/nowhere has no"]),
     "sweep without -m": (["norm=bn,gn"], ["norm=bn,gn", "add -m"]),
     "experiment without -m": (["experiment=quickstart"], ["norm.batch_size", "add -m"]),
     "two nodes alone": (["trainer.num_nodes=2"], ["trainer.num_nodes=2", "torchrun or srun", "num_nodes=1"]),

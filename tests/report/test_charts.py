@@ -13,7 +13,7 @@ import pytest
 from bnbench.analysis.answer import Answer, CellView, Curve, Interval, Panel, TimeToTarget
 from bnbench.report import charts
 from bnbench.report.charts import Chart
-from bnbench.report.charts.base import MOST_ROWS
+from bnbench.report.charts.base import MOST_ROWS, log_axis
 from bnbench.report.charts.curves import MOST_CHARTS, MOST_POINTS
 from bnbench.report.charts.error import MOST_CROSSOVERS
 from bnbench.report.context import PageContext
@@ -195,3 +195,31 @@ def test_a_step_without_a_control_is_drawn_whole_and_one_quicker_than_it_not_bel
         grey, own = chart.data
         assert own["x"][0] == pytest.approx(left, rel=1e-4)
         assert grey["x"][0] + own["x"][0] == pytest.approx(cell.step_ms, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (9.0, 92.0, "10 15 20 30 50 70"),
+        (80.2, 89.9, "82 84 86 88"),
+        (0.08, 110.0, "0.1 0.2 0.5 1 2 5 10 20 50 100"),
+        (12.31, 12.39, "12.32 12.34 12.36 12.38"),
+        (300.0, 20_000.0, "500 1,000 2,000 5,000 10,000 20,000"),
+    ],
+)
+def test_a_logarithmic_axis_has_plain_numbers_that_are_what_they_say(
+    low: float, high: float, said: str
+) -> None:
+    axis = log_axis(low, high)
+    assert axis["ticktext"] == said.split()
+    assert [float(text.replace(",", "")) for text in axis["ticktext"]] == pytest.approx(axis["tickvals"])
+
+
+def test_any_logarithmic_axis_has_some_ticks_and_room_for_them() -> None:
+    for share in range(1, 400):
+        low = 10 ** (share / 100 - 2)
+        for factor in (1.02, 1.1, 1.33, 2, 4, 9, 60, 900):
+            ticks = log_axis(low, low * factor)["tickvals"]
+            assert 3 <= len(ticks) <= 12, (low, factor, ticks)
+            assert ticks == sorted(set(ticks))
+            assert low * 0.9999 <= ticks[0] and ticks[-1] <= low * factor * 1.0001

@@ -183,3 +183,31 @@ def test_health_is_listed_in_the_order_of_the_cells(tmp_path: Path) -> None:
     said = context([tmp_path], tmp_path, Question(), collected, table, [], [])
     assert [row.cell for row in said.health] == list(table["cell"])
     assert list(table["nbs"]) == [2, 4, 16, 64]
+
+
+def test_range_tests_are_listed_as_what_they_are_and_nowhere_as_lacking_seeds(tmp_path: Path) -> None:
+    test: dict[str, Any] = {"identity_of": {"recipe.schedule": {"name": "range", "lr_end": 10.0}}}
+    for norm, nbs in (("bn", 2), ("gn", None)):
+        for seed in range(3):
+            status: Any = "diverged" if norm == "gn" and seed else "completed"
+            found = {"largest_stable_lr": 0.5}
+            write(
+                tmp_path / "range",
+                make_record(
+                    norm=norm, nbs=nbs, seed=seed, error=None, status=status, metrics=found, lr=0.01, **test
+                ),
+            )
+            write(tmp_path / "plain", make_record(norm=norm, nbs=nbs, seed=seed, error=10.0 + seed))
+    told = "6 learning-rate range tests: what came of it is under 'Largest stable learning rates'"
+    for roots in (["range"], ["range", "plain"]):
+        found = build([tmp_path / root for root in roots], tmp_path / "out")
+        html = found.page_html.read_text().replace("&#39;", "'")
+        assert found.page_md.read_text().count(told) == 1
+        assert html.count(told) == 1
+        said = [sentence for panel in found.answer.judged for sentence in panel.sentences]
+        assert not [each for each in said if "too little" in each or "diverged" in each]
+        assert "no run has an error to show" not in html
+        assert len(found.answer.panels) == len(roots)
+    assert [each.outcome for panel in found.answer.judged for each in panel.contrasts] == [
+        "not distinguishable"
+    ]

@@ -44,7 +44,7 @@ def measure(sizes: Sizes, is_late: Any = lambda: False) -> dict[str, Any]:
     """By layer and way: the largest distance from fp64, of which tensor, and whether that is `passed`."""
     rows: dict[str, dict[str, Any]] = {}
     for each in contenders(sizes.shape, sizes.kinds, peers=False):
-        if each.maker == "bnbench" and not each.name.startswith("ghost") or each.name == GHOST:
+        if (each.maker == "bnbench" and not each.name.startswith("ghost")) or each.name == GHOST:
             rows[each.name] = {way.name: _try(each, way, sizes) for way in WAYS}
     return {"rows": rows, "passed": all(found["passed"] for row in rows.values() for found in row.values())}
 

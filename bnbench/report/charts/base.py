@@ -24,6 +24,7 @@ Trace = dict[str, Any]
 MOST_ROWS = 40  # of a chart with a row for each cell
 ROW = 24  # pixels
 WIDEST = 24  # characters of a row's name in one line
+FEWEST_TICKS = 4  # of a logarithmic axis
 FAINT = 0.45  # opacity of single seeds
 INK = "#000000"  # the script draws it in the page's own ink
 
@@ -95,6 +96,29 @@ def layout(x: Mapping[str, Any], y: Mapping[str, Any], **more: Any) -> dict[str,
         "showlegend": False,
         "font": {"size": 13},
         **more,
+    }
+
+
+def log_axis(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis with plain numbers from low to high at its ticks, where Plotly has 2 and 5 of any decade.
+
+    The coarsest steps that give enough of them; where low and high are close, even ones.
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        found = [each * 10.0**decade for decade in decades for each in steps]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) >= FEWEST_TICKS:
+            break
+    else:
+        apart = (high - low) / FEWEST_TICKS
+        scale = 10.0 ** math.floor(math.log10(apart))
+        step = scale * max(each for each in (1, 2, 5) if each * scale <= apart)
+        found = [at * step for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return {
+        "type": "log",
+        "tickvals": [rounded(tick) for tick in found],
+        "ticktext": [f"{tick:,.4g}" if tick < 1000 else f"{tick:,.0f}" for tick in found],
     }
 
 

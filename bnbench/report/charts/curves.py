@@ -12,13 +12,12 @@ from bnbench.analysis.answer import CellView, Curve, Panel
 from bnbench.report.numbers import cell_words, time_unit
 from bnbench.report.style import Look
 
-from .base import Chart, Entry, Trace, hover, layout, legend, plain, rounded, titled
+from .base import Chart, Entry, Trace, hover, layout, legend, log_axis, plain, rounded, titled
 
 MOST_POINTS = 100  # of a curve
 MOST_CHARTS = 8  # of a panel
 HEIGHT = 260  # pixels
 LEAST = 0.01  # percent
-TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 50, 70, 100)
 
 
 def learning_curves(
@@ -104,10 +103,8 @@ class _Drawing:
         if not values or min(values) <= 0:
             return {"rangemode": "tozero"}
         ends = min(values) / 1.15, min(100.0, 1.08 * max(values))
-        # Plotly's own labels between two powers of ten are "2" and "5".
-        shown = [tick for tick in TICKS if ends[0] <= tick <= ends[1]]
-        marks = {"tickvals": shown, "ticktext": [f"{tick:g}" for tick in shown]} if len(shown) > 1 else {}
-        return {"type": "log", "range": [rounded(math.log10(end)) for end in ends], **marks}
+        title = titled("error (%), log scale")
+        return {**log_axis(*ends), "range": [rounded(math.log10(end)) for end in ends], "title": title}
 
 
 def _line(cell: CellView, curve: Curve, look: Look) -> Trace:

@@ -15,6 +15,7 @@ from .base import (
     cut,
     hover,
     layout,
+    log_axis,
     marker,
     plain,
     rounded,
@@ -81,7 +82,8 @@ def time_to_target(
             }
         data.append(trace)
     x: Trace = {"title": titled(f"training time ({unit})")}
-    x |= {"type": "log"} if means and max(means) > WIDE * min(means) else {"rangemode": "tozero"}
+    wide = means and max(means) > WIDE * min(means)
+    x |= log_axis(min(means) / size / 4, max(means) / size * 4) if wide else {"rangemode": "tozero"}
     target = f"{number(times[0].target)} %"
     never = sum(each.seconds is None for each in times)
     quickest = (

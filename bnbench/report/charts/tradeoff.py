@@ -10,7 +10,20 @@ from bnbench.analysis.answer import CellView, Panel
 from bnbench.report.numbers import memory, number, percents
 from bnbench.report.style import Look
 
-from .base import INK, Chart, Trace, by_line, hover, layout, legend, plain, rounded, titled, whiskers
+from .base import (
+    INK,
+    Chart,
+    Trace,
+    by_line,
+    hover,
+    layout,
+    legend,
+    log_axis,
+    plain,
+    rounded,
+    titled,
+    whiskers,
+)
 
 SMALLEST, LARGEST = 8.0, 22.0  # pixels across, of the marker for the least and most memory
 WIDE = 8.0  # times between the quickest and slowest step from which on the axis is logarithmic
@@ -35,7 +48,7 @@ def pareto(panel: Panel, looks: Mapping[str, Look], key: str) -> Chart | None:
     log = max(times) > WIDE * min(times)
     x: dict[str, Any] = {"title": titled("step time (ms)")}
     if log:
-        x |= {"type": "log", "dtick": "D1"}
+        x |= log_axis(min(times) / 2, max(times) * 2)
     y = {"title": titled("validation error (%)")}
     front = [cell for cell in cells if cell.on_front]
     notes = [

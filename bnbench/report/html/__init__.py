@@ -1,7 +1,8 @@
 """The page: one HTML file with everything in it, which opens without a network.
 
-Its script is Plotly's, embedded whole, and our own (`templates/page.js`), which draws the charts, sorts and filters the
-tables; without it the tables are plain. A policy in the file's head lets no other script run and no request leave.
+Its scripts are Plotly, which draws the charts, and DataTables, which sorts and filters the tables, both embedded
+whole, and our own (`templates/page.js`), which sets them to work; without them the tables are plain. A policy in the
+file's head lets no other script run and no request leave.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import importlib.resources
 import json
 from collections import Counter
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from .sections import Sections
 __all__ = ["HealthRow", "PageContext", "RunRow", "render"]
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
+DATATABLES = Path(__file__).parents[1] / "vendor" / "datatables.net" / "dataTables.min.js"
+PLOTLY = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
 
 
 def render(answer: Answer, context: PageContext) -> str:
@@ -35,7 +39,8 @@ def render(answer: Answer, context: PageContext) -> str:
     made = Sections(answer, context)
     verdict, others = made.verdict(), made.others()
     charts = [chart for section in (verdict, *others) for part in section.parts for chart in part.charts]
-    scripts = [_plotly(), _template("page.js")] if charts else [_template("page.js")]
+    libraries = [PLOTLY, DATATABLES] if charts else [DATATABLES]
+    scripts = [*map(_library, libraries), _template("page.js")]
     first = "document.documentElement.dataset.script = 'on'"  # before anything is laid out
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -84,10 +89,9 @@ def script_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def _plotly() -> str:
-    found = importlib.resources.files("plotly") / "package_data" / "plotly.min.js"
+def _library(file: Traversable) -> str:
     # What would end or hide a script can only stand in its strings, where the escaped form means the same.
-    return found.read_text(encoding="utf-8").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return file.read_text(encoding="utf-8").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _template(name: str) -> str:

@@ -66,7 +66,7 @@ class CellTables:
             return [
                 *self._cell(cell),
                 mean(plus_minus(cell.error, places), cell.error),
-                whole(cell.error.n if cell.error else 0),
+                whole(cell.error.n if cell.error else None if cell.ranged else 0),
                 Value(missed(cell), tone="bad"),
                 Value(share(cell.stable) if lost else "", cell.stable),
                 measurement(cell.images_per_s),
@@ -89,13 +89,16 @@ class CellTables:
         def row(each: Contrast) -> list[Value]:
             return [
                 Value(f"{each.left_label} against {each.right_label}"),
+                Value(each.outcome, tone=TONES.get(each.outcome, "quiet")),
+                mean(difference(each.difference, places), each.difference),
                 self._where(each.panel),
                 Value(each.family if several else ""),
-                *_compared(each, places),
+                *_tested(each),
             ]
 
-        columns = [Column("comparison"), Column(WHERE), Column("family"), Column("NBS", True)]
-        columns += [Column("difference, points", True), Column("outcome")]
+        # What a phone shows without scrolling comes first.
+        columns = [Column("comparison"), Column("outcome"), Column("difference, points", True)]
+        columns += [Column(WHERE), Column("family"), Column("NBS", True)]
         columns += [
             Column(name, True)
             for name in (
@@ -261,12 +264,10 @@ def _alike(words: Sequence[Sequence[str]]) -> int:
     )
 
 
-def _compared(each: Contrast, places: int) -> list[Value]:
-    """The numbers of a comparison, and what is said of it."""
+def _tested(each: Contrast) -> list[Value]:
+    """Where a comparison lies, and what its outcome rests on."""
     return [
         whole(each.nbs),
-        mean(difference(each.difference, places), each.difference),
-        Value(each.outcome, tone=TONES.get(each.outcome, "quiet")),
         Value(probability(each.p_holm), each.p_holm),
         whole(each.pairs),
         Value(NOTHING if each.effect is None else f"{each.effect:.1f}", each.effect),

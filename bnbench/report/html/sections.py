@@ -82,8 +82,10 @@ class Sections:
         """The first screen: each panel in words and in the main figure."""
         parts = [Part(panel.title, panel.sentences) for panel in self.answer.overall]
         parts += [Part(panel.title, panel.sentences, drawn) for panel, drawn in self._panels(self._error)]
-        parts += [Part(panel.title, panel.sentences) for panel in self.answer.panels[MOST_PANELS:]]
-        explain = words.figure(self.answer.panels)
+        undrawn = [panel for panel in self.answer.panels[:MOST_PANELS] if panel.ranged]
+        undrawn += self.answer.panels[MOST_PANELS:]
+        parts += [Part(panel.title, panel.sentences) for panel in undrawn]
+        explain = words.figure([panel for panel in self.answer.panels if not panel.ranged])
         return Section("answer", "The answer", explain, tuple(parts), notes=self._undrawn())
 
     def others(self) -> list[Section]:
@@ -107,7 +109,7 @@ class Sections:
         ]
 
     def _error(self, panel: Panel) -> list[Chart | None]:
-        return [charts.error_against_nbs(panel, self.looks, self._key())]
+        return [] if panel.ranged else [charts.error_against_nbs(panel, self.looks, self._key())]
 
     def _pareto(self, panel: Panel) -> list[Chart | None]:
         return [charts.pareto(panel, self.looks, self._key())]

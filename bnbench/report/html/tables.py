@@ -60,6 +60,11 @@ class Table:
     def filtered(self) -> bool:
         return len(self.rows) >= FILTERED
 
+    @property
+    def by_number(self) -> tuple[bool, ...]:
+        """By column: whether any entry sorts as a number. Then each says what it sorts by, as DataTables wants it."""
+        return tuple(any(row[at].order is not None for row in self.rows) for at in range(len(self.columns)))
+
 
 def table(
     key: str,

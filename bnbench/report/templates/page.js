@@ -1,4 +1,5 @@
-// Draws the charts in the page's theme, and makes legends, tables and axes answer. No library but Plotly; no request.
+// Draws the charts in the page's theme, and makes legends, tables and axes answer. Libraries: Plotly and
+// DataTables; no request.
 "use strict";
 (() => {
 const PRINTED = 680; // pixels: the width of a printed page
@@ -162,62 +163,41 @@ function makeChoices() {
 
 // ---- tables
 
-const missing = (text) => text === "" || text === "–";
+const words = (html) => DataTable.util.stripHtml(html).trim();
+const ordered = (direction) => (left, right) => {
+  const missing = (text) => text === "" || text === "–";
+  if (missing(left) || missing(right)) return missing(left) - missing(right); // last either way
+  const apart = left - right;
+  return direction * (isNaN(apart) ? left.localeCompare(right, undefined, { numeric: true }) : apart);
+};
 
-// What a cell sorts by: its number, else its words; what is missing comes last either way.
-function compare(column, direction) {
-  const read = (row) => {
-    const cell = row.cells[column];
-    const text = cell.textContent.trim();
-    if (cell.dataset.sort !== undefined) return Number(cell.dataset.sort);
-    return missing(text) ? null : text;
+function makeTable(table) {
+  for (const head of table.tHead.rows[0].cells) {
+    head.replaceChildren(make("button", { type: "button" }, ...head.childNodes)); // its clicks come to the heading
+  }
+  const filter = {
+    text: `Filter ${table.caption.innerHTML.toLowerCase()} `, placeholder: "words, such as bn diverged",
   };
-  return (a, b) => {
-    const [left, right] = [read(a), read(b)];
-    if (left === null || right === null) return (left === null) - (right === null);
-    if (typeof left === "number" && typeof right === "number") return direction * (left - right);
-    if (typeof left !== typeof right) return direction * (typeof left === "number" ? -1 : 1);
-    return direction * left.localeCompare(right, undefined, { numeric: true });
-  };
-}
-
-function makeSortable(table) {
-  const heads = [...table.tHead.rows[0].cells];
-  const body = table.tBodies[0];
-  if (body.rows.length < 2) return;
-  heads.forEach((head, column) => {
-    const button = make("button", { type: "button" }, head.textContent);
-    button.addEventListener("click", () => {
-      const ascending = head.getAttribute("aria-sort") !== "ascending";
-      for (const other of heads) other.removeAttribute("aria-sort");
-      head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-      body.append(...[...body.rows].sort(compare(column, ascending ? 1 : -1)));
-    });
-    head.replaceChildren(button);
+  const made = new DataTable(table, {
+    autoWidth: false, paging: false, order: [], orderClasses: false, orderIndicators: false,
+    columnDefs: [{ targets: "_all", type: "words" }],
+    layout: {
+      topStart: table.dataset.searching === "true" ? [{ search: filter }, "info"] : null,
+      topEnd: null, bottomStart: null, bottomEnd: null,
+    },
+    language: {
+      info: "", infoEmpty: "", infoFiltered: "_TOTAL_ of _MAX_ rows", zeroRecords: "No row has all these words.",
+    },
   });
+  const tools = made.table().container().querySelector(".dt-layout-row:not(.dt-layout-table)");
+  if (tools) table.closest(".scroll").before(tools); // it stays where it is while the table scrolls
 }
 
-function makeFilter(table) {
-  const rows = [...table.tBodies[0].rows];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
-  const input = make("input", { type: "search", placeholder: "words, such as bn diverged", autocomplete: "off" });
-  const told = make("span", { role: "status" });
-  input.addEventListener("input", () => {
-    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    rows.forEach((row, index) => {
-      row.hidden = !words.every((word) => texts[index].includes(word));
-      shown += !row.hidden;
-    });
-    told.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
-  });
-  const label = make("label", {}, `Filter ${table.caption.textContent.toLowerCase()} `, input);
-  table.closest(".scroll").before(make("div", { class: "filter" }, label, told));
-}
-
+DataTable.type("words", {
+  search: words, order: { pre: words, asc: ordered(1), desc: ordered(-1) },
+});
 for (const table of document.querySelectorAll(".table table")) {
-  makeSortable(table);
-  if (table.dataset.filter !== undefined) makeFilter(table);
+  if (table.tBodies[0].rows.length > 1) makeTable(table);
 }
 if (typeof Plotly !== "undefined") {
   plots().forEach(makeTools);
