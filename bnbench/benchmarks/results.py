@@ -13,7 +13,9 @@ from bnbench.provenance import provenance
 from bnbench.records import write_atomic
 
 
-def keep(folder: Path, theme: str, argv: Sequence[str], result: dict[str, Any]) -> Path:
+def keep(
+    folder: Path, theme: str, argv: Sequence[str], result: dict[str, Any], program: str = "bnbench bench"
+) -> Path:
     """Write the result with its command and provenance; a second one of a day replaces the first.
 
     Its name has the theme with the result's `variant`, where there is one, and the hardware: the result's `gpu`,
@@ -32,7 +34,7 @@ def keep(folder: Path, theme: str, argv: Sequence[str], result: dict[str, Any]) 
         for n, word in enumerate(argv)
         if "--out" not in (word.partition("=")[0], argv[n - 1] if n else "")
     ]
-    command = " ".join(["bnbench bench", *words])
+    command = " ".join([program, *words])
     content = {"theme": theme, "command": command, **result, "provenance": came_from}
     write_atomic(path, json.dumps(content, indent=1).encode() + b"\n")
     return path

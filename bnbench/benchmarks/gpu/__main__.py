@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bnbench.benchmarks.figures import Figure
 from bnbench.benchmarks.results import keep
 from bnbench.launch import Place
 from bnbench.training.world import World
@@ -85,10 +86,30 @@ def check(sizes: Sizes, parts: list[str], kept: Callable[[dict[str, Any]], Any])
                 result["parts"][name] = (
                     _found(*table[name]) if not is_late() else {"seconds": 0.0, "left_out": "time"}
                 )
+                result["figures"] = [each.to_json() for each in figures(result["parts"])]
                 kept(result)
         finally:
             world.leave()
     return result
+
+
+def figures(parts: dict[str, Any]) -> list[Figure]:
+    """What `bnbench bench compare` reads."""
+    found = []
+    for norm, row in parts.get("loop", {}).items():
+        if isinstance(row, dict):
+            low, high = row["ratio_interval"]
+            found.append(Figure(f"ResNet-50 step, {norm}", row["ratio"], low, high, target=row["target"]))
+    grid_ = parts.get("grid", {}).get("grid")
+    if grid_ is not None:
+        minutes = grid_.get("minutes_together", grid_["minutes"])
+        seconds, target = 60 * minutes, 60.0 * grid_["target_minutes"]
+        found.append(Figure("CIFAR-10 grid, projected", seconds, unit="s", target=target))
+    for how in ("eager", "compiled"):
+        for kind, row in parts.get("network", {}).get(how, {}).items():
+            name = f"ResNet-50 {how}, {kind}"
+            found.append(Figure(name, row["images_per_s"], unit="images/s", better="higher"))
+    return found
 
 
 PARTS = ("ranks", "agreement", "run", "loop", "grid", "layers", "network")
@@ -116,7 +137,7 @@ def _found(part: Part, table: Callable[[dict[str, Any]], str]) -> dict[str, Any]
 
 def _keep(folder: Path | None, argv: list[str], result: dict[str, Any]) -> None:
     if folder is not None:
-        keep(folder, "gpu-check", argv, json.loads(json.dumps(result)))
+        keep(folder, "gpu-check", argv, json.loads(json.dumps(result)), "scripts/gpu_check")
 
 
 if __name__ == "__main__":

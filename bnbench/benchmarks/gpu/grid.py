@@ -65,7 +65,12 @@ def measure(sizes: Sizes, world: World, is_late: Callable[[], bool] = lambda: Fa
             found["launched"] = _cell(_compose(words(sizes, *more)), world, cache, sizes)
     found["grid"] = projected(cells, sizes)
     if not is_late():
-        found["together"] = together(sizes)
+        found["together"] = side = together(sizes)
+        alone = cells.get(f"bn, NBS {sizes.grid_batch}")
+        if alone is not None:
+            found["grid"]["minutes_together"] = (
+                found["grid"]["minutes"] * alone["images_per_s"] / side["images_per_s"]
+            )
     return found
 
 
@@ -152,6 +157,10 @@ def table(result: dict[str, Any]) -> str:
         )
     if "together" in result:
         side = result["together"]
-        lines.append(f"{side['worlds']} worlds side by side on it: {side['images_per_s']:.0f} images/s")
+        minutes = grid.get("minutes_together")
+        lines.append(
+            f"{side['worlds']} worlds side by side on it: {side['images_per_s']:.0f} images/s"
+            + (f", the grid {minutes:.0f} min" if minutes is not None else "")
+        )
     lines += [f"left out for time: {what}" for what in result["left_out"]]
     return "\n".join(lines)

@@ -58,7 +58,7 @@ class TrainingStep:
 
 def measure(sizes: Sizes, is_late: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     bandwidth = copy_bandwidth(sizes.copy_bytes, sizes.device)
-    steps = {kind: TrainingStep(kind, sizes) for kind in sizes.kinds}
+    steps = {kind: TrainingStep(kind, sizes) for kind in sizes.network_kinds}
     with FlopCounterMode(display=False) as counter:
         steps["bn"]()
     flops = counter.get_total_flops()
