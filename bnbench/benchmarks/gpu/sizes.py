@@ -36,7 +36,7 @@ class Sizes:
     steps: int = 10  # timed, of such a block
     network_kinds: tuple[str, ...] = tuple(NORMS)
     network_blocks: int = 3
-    network_steps: int = 5
+    network_steps: int = 3
     compiled: tuple[str, ...] = ("bn", "gn", "none", "ghost")
     through_lightning: tuple[str, ...] = ("bn",)
     # Grid: ResNet-20 on images of CIFAR's size.
@@ -70,8 +70,8 @@ def dry(seconds: float) -> Sizes:
     """Small enough for a CPU: every path, no figure that means anything."""
     return Sizes(
         "cpu", seconds, shape=(4, 8, 6, 6), compiler="aot_eager", images=4, pixels=64, shapes=((8, 8), (16, 4)),
-        copy_bytes=2**20, rounds=2, calls=1, blocks=2, steps=2,
-        network_kinds=("bn", "vbn", "none"), network_blocks=2, network_steps=1, compiled=("bn",), through_lightning=("bn",), grid_model="resnet8",
-        grid_batch=16, grid_nbs=(2, 16), grid_norms=("bn", "gn"), grid_steps=4, grid_images=256,
-        grid_tests=32, worlds=2,
+        copy_bytes=2**20, rounds=2, calls=1, blocks=2, steps=2, network_kinds=("bn", "vbn", "none"),
+        network_blocks=2, network_steps=1, compiled=("bn",), through_lightning=("bn",), grid_model="resnet8",
+        grid_batch=16, grid_nbs=(2, 16), grid_norms=("bn", "gn"), grid_steps=4, grid_images=256, grid_tests=32,
+        worlds=2,
     )  # fmt: skip
