@@ -71,8 +71,9 @@ class GhostBatchNorm2d(TrackingBatchNorm2d):
 
     Input and output (N, C, H, W), N divisible by `ghosts` in training; in eval mode any N, and plain BN.
     A contiguous input is viewed, not copied, as (N / ghosts, ghosts * C, H, W): one fused call for all
-    groups, and the interleaved order in which `ghosts` ranks would have taken the images. On a GPU a channels_last
-    input takes `fused.ghost_norm` instead, without a copy; `kernel` says which one the last forward took.
+    groups, and the interleaved order in which `ghosts` ranks would have taken the images. On a GPU a
+    large channels_last input takes `fused.ghost_norm` instead, without a copy; `kernel` says which one the last
+    forward took.
 
     Running statistics (C,), by `statistics`: `mean`, the arithmetic mean of the groups' (linear, so the
     same as buffers per group averaged later); `rank0`, the first group's (what rank 0 of `ghosts` ranks

@@ -15,8 +15,8 @@ class GroupNorm(Norm, nn.GroupNorm):
     """Each image by the mean and biased variance of its C / num_groups channels and H, W. Wu & He 2018.
 
     Input and output (N, C, H, W); affine per channel. num_groups = C is InstanceNorm, 1 LayerNorm over CHW.
-    On a GPU a channels_last input takes `fused.group_norm`, whose output keeps the input's dtype under autocast too
-    (torch's is fp32 there); `kernel` says which one the last forward took.
+    On a GPU a large channels_last input takes `fused.group_norm`, whose output keeps the input's dtype under autocast
+    too (torch's is fp32 there); `kernel` says which one the last forward took.
     Raises ValueError if `num_groups` does not divide `num_features` (`largest_groups` gives the nearest
     count that does), or if a group has one value.
     """

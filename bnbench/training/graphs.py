@@ -1,7 +1,8 @@
 """A step's forward and backward pass as CUDA graphs: one launch each, where launching every kernel costs more than it.
 
-The kernels are those of the step as it stands, on the same values: weights come out as they would. What looks into a
-network (hooks, a counting mode) sees nothing of a replay, so a step that is looked into runs as it stands.
+The kernels are those of the step as it stands, on the same values: weights come out as they would. But norms that have
+Triton kernels for channels_last take them for small tensors too: launching them costs nothing here. What looks into a
+network (hooks, a counting mode) sees nothing of a replay, so a step that is looked into is launched kernel by kernel.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from bnbench.norms import fused
 from bnbench.norms.statistics import KeptBuffers
 
 Judge = Callable[
@@ -31,10 +33,11 @@ class CapturedStep:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss () and logits (N, classes)."""
-        if self.is_watched:
-            return self.judge(self.model(images), labels)
-        if self._graphed is None:
-            self._graphed = self._capture(images, labels)
+        with fused.at_any_size():
+            if self.is_watched:
+                return self.judge(self.model(images), labels)
+            if self._graphed is None:
+                self._graphed = self._capture(images, labels)
         loss, logits = self._graphed(images, labels)
         return loss.clone(), logits.detach().clone()  # the next replay writes to the same places
 

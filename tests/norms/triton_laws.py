@@ -10,6 +10,14 @@ from torch.nn import functional as F
 from bnbench.norms import GhostBatchNorm2d, GroupNorm, InstanceNorm2d, LayerNorm, fused
 
 DEVICE = "cpu" if fused.INTERPRETED else "cuda"
+
+
+@pytest.fixture(autouse=True)
+def _at_any_size():
+    with fused.at_any_size():
+        yield
+
+
 SHAPES = [(3, 12, 5, 7), (2, 6, 3, 3), (4, 160, 9, 9), (2, 8, 40, 40), (1, 4, 1, 3), (4, 300, 2, 1)]
 
 

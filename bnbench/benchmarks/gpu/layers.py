@@ -55,6 +55,7 @@ def _measure_shape(
             "kind": each.kind,
             "reference": each.reference,
             "passes": passes,
+            "kernel": getattr(step.layer, "kernel", None),
             "floor_ms": floor_ms,
             **row,
             "share_of_copy": floor_ms / float(str(row["total_ms"])),
