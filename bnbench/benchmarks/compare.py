@@ -14,6 +14,7 @@ from bnbench import benchmarks
 from . import older
 from .figures import Figure
 
+GPU_CHECK, GPU_CHECK_THEME = "scripts/gpu_check", "gpu-check"
 SIZES = ("B", "MB", "GB", "inputs")  # units of which more is larger, not slower
 
 
@@ -117,10 +118,12 @@ def _read(path: Path) -> Kept:
     except ValueError as error:  # not JSON, or not text
         raise ValueError(f"broken JSON ({error})") from None
     command = content.get("command") if isinstance(content, dict) else None
-    if not isinstance(command, str) or not command.startswith("bnbench "):
+    if not isinstance(command, str) or not command.startswith(("bnbench ", GPU_CHECK)):
         raise ValueError("no result of `bnbench bench`")
     _, verb, theme, *_ = [*command.split(), "", ""]
-    if verb != "bench" or theme not in benchmarks.THEMES:
+    if command.startswith(GPU_CHECK):
+        theme = GPU_CHECK_THEME
+    elif verb != "bench" or theme not in benchmarks.THEMES:
         raise ValueError(f"`{command}` is no theme of `bnbench bench`")
     try:
         came_from = _provenance(content)

@@ -102,9 +102,9 @@ def test_a_folder_is_read_by_date_and_variants_are_themes_of_their_own(tmp_path)
 def test_every_result_of_this_repository_is_read():
     kept, left_out = compare.read([RESULTS])
     themes = {each.theme for each in kept}
-    assert {"norms", "step", "sweep", "measuring"} <= themes
+    assert {"norms", "step", "sweep", "measuring", "gpu-check"} <= themes
     assert all(each.figures for each in kept)
-    assert all("scale" in line for line in left_out) and len(left_out) >= 1
+    assert all("scale" in line or "before-triton" in line for line in left_out) and len(left_out) >= 1
     by_theme = {each.theme: {figure.name: figure for figure in each.figures} for each in kept}
     bn = by_theme["norms"]["bn / torch BatchNorm2d"]
     assert bn.target == 1.03 and bn.low is not None and bn.low < bn.value

@@ -68,9 +68,18 @@ def check(sizes: Sizes, parts: list[str], kept: Callable[[dict[str, Any]], Any])
     def is_late() -> bool:
         return time.perf_counter() - begun > sizes.seconds
 
-    ranks = None if "ranks" not in parts else shared_gpu.measure  # before this process has a world
+    def add(name: str, part: Part, table: Callable[[dict[str, Any]], str]) -> None:
+        if is_late():
+            print(f"\nleft out for time: {name}")
+            result["parts"][name] = {"seconds": 0.0, "left_out": "time"}
+        else:
+            result["parts"][name] = _found(part, table)
+        result["figures"] = [each.to_json() for each in figures(result["parts"])]
+        kept(result)
+
+    if "ranks" in parts:  # before this process has a world
+        add("ranks", lambda: shared_gpu.measure(sizes), shared_gpu.table)
     with tempfile.TemporaryDirectory() as folder:
-        found = {"ranks": _found(lambda: ranks(sizes), shared_gpu.table)} if ranks else {}
         world = World.join(Place(0, 1, 0, 1), "gpu" if sizes.on_gpu else "cpu", str(Path(folder) / "store"))
         try:
             table: dict[str, tuple[Part, Callable[[dict[str, Any]], str]]] = {
@@ -81,13 +90,8 @@ def check(sizes: Sizes, parts: list[str], kept: Callable[[dict[str, Any]], Any])
                 "layers": (lambda: layers.measure(sizes, is_late), layers.table),
                 "network": (lambda: network.measure(sizes, is_late), network.table),
             }
-            result["parts"] |= found
             for name in [name for name in table if name in parts]:
-                result["parts"][name] = (
-                    _found(*table[name]) if not is_late() else {"seconds": 0.0, "left_out": "time"}
-                )
-                result["figures"] = [each.to_json() for each in figures(result["parts"])]
-                kept(result)
+                add(name, *table[name])
         finally:
             world.leave()
     return result
