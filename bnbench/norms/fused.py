@@ -45,13 +45,13 @@ def applies(x: Tensor) -> bool:
     launching costs more than streaming, but `at_any_size`.
     """
     return (
-        AVAILABLE
+        not torch.compiler.is_compiling()
+        and AVAILABLE
         and (x.is_cuda or INTERPRETED)
         and x.dtype in DTYPES
         and x.numel() >= (1 if INTERPRETED or _AT_ANY_SIZE.get() else SMALLEST)
         and not x.is_contiguous()
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.compiler.is_compiling()
     )
 
 
