@@ -154,7 +154,15 @@ def parse_record(text: str | bytes, path: Path) -> Record:
 
 def find_records(root: Path) -> Iterator[Path]:
     """Every record file below a folder, in a stable order."""
-    return iter(sorted(root.rglob(RECORD)))
+    return iter(find_files(root, RECORD))
+
+
+def find_files(root: Path, name: str) -> list[Path]:
+    """Every file of that name below a folder, sorted.
+
+    Not by rglob: it ends where a folder goes while it looks, as checkpoints of a sweep that is under way do.
+    """
+    return sorted(Path(folder, name) for folder, _, files in os.walk(root) if name in files)
 
 
 def is_finished(folder: Path) -> bool:

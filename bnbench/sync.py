@@ -17,7 +17,17 @@ from typing import NoReturn
 
 from bnbench import wandb_run
 from bnbench.curves import Point, points
-from bnbench.records import CURVE, EPOCHS, FINISHED, HEALTH, RECORD, Record, find_records, read_record
+from bnbench.records import (
+    CURVE,
+    EPOCHS,
+    FINISHED,
+    HEALTH,
+    RECORD,
+    Record,
+    find_files,
+    find_records,
+    read_record,
+)
 from bnbench.training.lock import is_taken
 from bnbench.wandb_run import LostError
 from bnbench.wandb_server import Missing, NotTakenError, Server
@@ -100,7 +110,9 @@ def mark_sent(local: Local) -> None:
 
 def unfinished(roots: Sequence[Path]) -> int:
     """How many run folders have begun and have no record yet."""
-    begun = {file.parent for root in roots for name in (CURVE, EPOCHS, HEALTH) for file in root.rglob(name)}
+    begun = {
+        file.parent for root in roots for name in (CURVE, EPOCHS, HEALTH) for file in find_files(root, name)
+    }
     return sum(not (folder / RECORD).exists() for folder in begun)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,18 @@ def test_a_record_from_before_health_signals_has_none(tmp_path):
     del values["health"]
     path.write_text(json.dumps(values))
     assert read_record(path).health == {}
+
+
+def test_records_are_found_where_a_folder_goes_in_the_meantime(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_record(tmp_path / name, make_record())
+        (tmp_path / name / "checkpoints").mkdir()
+    look = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("a/checkpoints"):
+            raise FileNotFoundError(path)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [path.parent.name for path in find_records(tmp_path)] == ["a", "b"]

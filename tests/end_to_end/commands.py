@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bnbench import cli
-from bnbench.records import RECORD, Record, find_records, read_record
+from bnbench.records import Record, find_records, read_record
 
 BNBENCH = str(Path(sys.executable).with_name("bnbench"))
 NO_LOGGER = ("logger=none",)
@@ -97,9 +97,14 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     }
 
 
+def folders(root: Path, name: str) -> list[Path]:
+    """Every folder of that name below one in which things come and go."""
+    return [Path(folder, name) for folder, within, _ in os.walk(root) if name in within]
+
+
 def record_files(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Content and modification time of every record."""
-    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob(RECORD)}
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in find_records(folder)}
 
 
 def outcomes(folder: Path) -> dict[str, Any]:

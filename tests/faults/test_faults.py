@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bnbench.records import RECORD, find_records, read_record
-from tests.end_to_end.commands import BNBENCH, finish, outcomes, record_files, run, start, train
+from tests.end_to_end.commands import BNBENCH, finish, folders, outcomes, record_files, run, start, train
 
 pytestmark = pytest.mark.faults
 # Windows of two steps, 8 steps an epoch; a checkpoint at every chance.
@@ -150,7 +150,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 def test_a_disk_that_fills_up(small_disk, undisturbed):
     process = start(COMMAND, small_disk)
-    _until(lambda: len(record_files(small_disk)) >= 1 and list(small_disk.rglob("checkpoints")), process)
+    _until(lambda: len(record_files(small_disk)) >= 1 and folders(small_disk, "checkpoints"), process)
     filler = small_disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
@@ -166,7 +166,7 @@ def test_a_disk_that_fills_up(small_disk, undisturbed):
 
 def test_a_folder_that_becomes_read_only(small_disk, undisturbed):
     process = start(COMMAND, small_disk)
-    _until(lambda: len(record_files(small_disk)) >= 1 and list(small_disk.rglob("checkpoints")), process)
+    _until(lambda: len(record_files(small_disk)) >= 1 and folders(small_disk, "checkpoints"), process)
     runs = str(
         small_disk / "runs"
     )  # over itself: a file that is open for writing is in the way of a plain remount

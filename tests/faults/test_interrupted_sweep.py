@@ -9,7 +9,7 @@ import time
 import pytest
 
 from bnbench.records import RECORD
-from tests.end_to_end.commands import BNBENCH, finish, outcomes, record_files, run, start
+from tests.end_to_end.commands import BNBENCH, finish, folders, outcomes, record_files, run, start
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 CELLS = 30
@@ -32,7 +32,7 @@ def test_a_sweep_of_thirty_cells_interrupted_three_times(tmp_path):
     for number, records in ((signal.SIGTERM, 5), (signal.SIGKILL, 13), (signal.SIGINT, 22)):
         process = start(COMMAND, broken)
         begun = time.monotonic()
-        while len(record_files(broken)) < records or not list(broken.rglob("checkpoints")):
+        while len(record_files(broken)) < records or not folders(broken, "checkpoints"):
             assert process.poll() is None and time.monotonic() - begun < 120
             time.sleep(0.01)
         os.killpg(process.pid, number)
