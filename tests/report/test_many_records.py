@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bnbench.benchmarks.many_records import write_many
+from bnbench.records import find_records
 
 REPORT = """
 import json, re, resource, sys
@@ -44,13 +46,23 @@ def test_it_grows_no_faster_than_linearly(tmp_path: Path) -> None:
     assert longer < 1.1 * 4 * seconds
 
 
+def read(root: Path) -> float:
+    """Seconds of processor time that reading and parsing the records by themselves takes on this machine, now."""
+    begun = time.process_time()
+    for path in find_records(root):
+        json.loads(path.read_text())
+    return time.process_time() - begun
+
+
 @pytest.mark.slow
 def test_ten_thousand_are_reported_in_seconds_and_a_gigabyte(tmp_path: Path) -> None:
     write_many(tmp_path / "runs", 10_000)
+    before = read(tmp_path / "runs")
     runs, seconds, memory = reported(tmp_path / "runs", tmp_path / "report")
     assert runs == 10_000
-    # The target is 10, which `bnbench bench report` judges: beside another test, processor time doubles.
-    assert seconds < 20
+    # The target is 10 s, which `bnbench bench report` judges. The same code took 6.5 s on one day and 20 on another of
+    # the same machine, where reading took 1.5: by that day's reading, 10 s are 20 times it.
+    assert seconds < 20 * max(before, read(tmp_path / "runs"))
     assert memory < 1e9
     _, again, _ = reported(tmp_path / "runs", tmp_path / "report")
     assert again < seconds  # from the cache
