@@ -69,8 +69,17 @@ class Record:
 
 def digest(identity: Mapping[str, Any], length: int = 8) -> str:
     """A short hexadecimal name for an identity, independent of key order."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
+    return short_name(canonical(identity), length)
+
+
+def short_name(canonical: str, length: int = 8) -> str:
+    """The digest of an identity that is canonical text already."""
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+def canonical(identity: Mapping[str, Any]) -> str:
+    """An identity as JSON, the same for equal ones: keys sorted, no spaces."""
+    return json.dumps(identity, sort_keys=True, separators=(",", ":"))
 
 
 def cell_of(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,11 +88,22 @@ def cell_of(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; a list stays a value."""
+    """Nested dicts as one, with dotted keys; a list stays a value."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
+
+
+def value_at(values: Mapping[str, Any], key: str) -> Any:
+    """What nested mappings hold at a dotted key; None where there is nothing. `flatten` for one key."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
 
 
 def write_atomic(path: Path, data: bytes | memoryview) -> None:

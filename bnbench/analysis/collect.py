@@ -11,10 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 from bnbench import catalog
 from bnbench.analysis.files import Files
-from bnbench.records import FINISHED, Record, cell_of, digest, find_records, flatten, parse_record
+from bnbench.analysis.lr_range import is_range
+from bnbench.records import (
+    FINISHED,
+    Record,
+    canonical,
+    cell_of,
+    find_records,
+    parse_record,
+    short_name,
+    value_at,
+)
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+Key = tuple[str, int]  # of a run: the identity of its cell, and its seed
 
 
 @dataclass
@@ -49,9 +62,9 @@ def collect(roots: Sequence[Path], files: Files | None = None) -> Collected:
 
     files = files or Files()
     problems: list[str] = []
-    kept: dict[str, tuple[Path, Record, dict[str, Any]]] = {}
-    evidence: dict[str, dict[str, Record]] = {}
-    sides: dict[tuple[str, str], dict[str, Any]] = {}
+    kept: dict[Key, tuple[Path, Record, dict[str, Any]]] = {}
+    evidence: dict[str, dict[Key, Record]] = {}
+    sides: dict[tuple[str, Key], dict[str, Any]] = {}
     titles: dict[str, str] = {}  # of data, by its identity: the first that a run gave it
     named: list[tuple[str, dict[str, Any]]] = []
     for path, root in _record_paths(roots).items():
@@ -64,10 +77,10 @@ def collect(roots: Sequence[Path], files: Files | None = None) -> Collected:
         except ValueError as error:
             problems.append(str(error))
             continue
-        named.append((digest(record.identity["data"], 64), row))
+        named.append((canonical(record.identity["data"]), row))
         if isinstance(title := _mapping(record.config, "data").get("title"), str):
             titles.setdefault(named[-1][0], title)
-        key = digest(record.identity, 64)
+        key = row["identity"], row["seed"]
         claim = _claim(record)
         if claim is not None:
             known = evidence.setdefault(claim, {})
@@ -92,7 +105,7 @@ def collect(roots: Sequence[Path], files: Files | None = None) -> Collected:
     if not kept:
         raise ValueError(_nothing(roots, problems))
     for path, record, row in kept.values():
-        if record.status == "completed" and row["val_error"] is None and not _is_range(record):
+        if record.status == "completed" and row["val_error"] is None and not is_range(record.identity):
             problems.append(f"{path}: completed without a final_val_error: not in the mean")
     _give_titles(named, titles)
     rows = [row for _, _, row in kept.values()]
@@ -116,11 +129,6 @@ def _give_titles(named: Sequence[tuple[str, dict[str, Any]]], titles: Mapping[st
         row["data"] = f"{title} ({row['data']})" if several else title
 
 
-def _is_range(record: Record) -> bool:
-    """Whether a run was an LR range test, which is over when training diverges and has no error to state."""
-    return flatten(record.identity).get("recipe.schedule.name") == "range"
-
-
 def _claim(record: Record) -> str | None:
     claim = record.config.get("claim")
     return claim if isinstance(claim, str) else None
@@ -128,13 +136,14 @@ def _claim(record: Record) -> str | None:
 
 def _record_paths(roots: Sequence[Path]) -> dict[Path, Path]:
     """Each record's path with the root that it is below, the first of those that hold it."""
-    paths: dict[Path, tuple[Path, Path]] = {}  # by resolved path: one folder may lie inside another
+    paths: dict[Path, tuple[Path, Path]] = {}  # by real path: one folder may lie inside another
     for root in roots:
         if not root.is_dir():
             why = "is a file, not a folder" if root.exists() else "does not exist"
             raise ValueError(f"{root} {why}: name a folder with run folders in it, such as runs/<sweep>")
+        real = root.resolve()  # find_records follows no links below it
         for path in find_records(root):
-            paths.setdefault(path.resolve(), (path, root))
+            paths.setdefault(real / path.relative_to(root), (path, root))
     return dict(paths.values())
 
 
@@ -168,9 +177,7 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
     """One row of `runs`. ValueError if the identity lacks what every run has."""
 
     def known(key: str, kind: type) -> Any:
-        value: Any = record.identity
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
+        value = value_at(record.identity, key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ValueError(f"{path}: identity.{key} is {value!r}, not of type {kind.__name__}")
         return value
@@ -185,10 +192,10 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
     if family == "batch" and nbs is None:
         raise ValueError(f"{path}: identity.nbs is null, and {norm} shares statistics over images")
     counts = {key: known(key, int) for key in ("per_device_batch", "global_batch", "world_size", "seed")}
-    cell = cell_of(record.identity)
+    cell = canonical(cell_of(record.identity))
     return {
         "id": record.id,
-        "cell": digest(cell),
+        "cell": short_name(cell),
         "name": record.name,
         "model": known("model.name", str),
         "norm": norm,
@@ -208,7 +215,7 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
         "peak_bytes": _number(record.memory, "peak_bytes"),
         "speed": json.dumps(speed) if (speed := getattr(record, "speed", None)) else None,
         "path": str(path),
-        "identity": json.dumps(cell, sort_keys=True),
+        "identity": cell,
     }
 
 

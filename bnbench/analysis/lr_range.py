@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnbench.analysis.statistics import LEVEL
-from bnbench.records import Record, cell_of, digest, flatten
+from bnbench.records import Record, cell_of, digest, flatten, value_at
 
 METRIC = "largest_stable_lr"
 TABLE = "Largest stable learning rates"  # its heading on every page
 
 
 def is_range(identity: Mapping[str, Any]) -> bool:
-    """Whether a run, by its flat identity, is a range test."""
-    return identity.get("recipe.schedule.name") == "range"
+    """Whether a run, by its identity, was a range test: over when training diverges, and without an error to state."""
+    return value_at(identity, "recipe.schedule.name") == "range"
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ def stable_rates(records: Iterable[Record]) -> list[StableRate]:
     """One for each cell of range tests, in the order of the records."""
     cells: dict[str, tuple[dict[str, Any], list[float | None], list[bool]]] = {}
     for record in records:
-        flat = flatten(cell_of(record.identity))
-        if not is_range(flat):
+        if not is_range(record.identity):
             continue
+        flat = flatten(cell_of(record.identity))
         value = record.metrics.get(METRIC)
         rate = float(value) if isinstance(value, int | float) and value > 0 else None
         _, rates, ends = cells.setdefault(digest(cell_of(record.identity)), (flat, [], []))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from bnbench.analysis.answer import CellView, Interval, Panel
 from bnbench.analysis.lr_range import is_range
 from bnbench.analysis.statistics import STATUSES, factors
-from bnbench.records import flatten
 from bnbench.span import span_of
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def panels(runs: pl.DataFrame, cells: pl.DataFrame) -> list[Panel]:
     ranged = {
         cell
         for cell, text in runs.select("cell", "identity").unique().iter_rows()
-        if is_range(flatten(json.loads(text)))
+        if is_range(json.loads(text))
     }
     found: dict[str, list[CellView]] = {}
     for row in cells.iter_rows(named=True):

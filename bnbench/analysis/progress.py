@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,21 +49,17 @@ def courses(runs: pl.DataFrame, files: Files) -> dict[str, list[Course]]:
 def read_course(path: Path, world_size: int, files: Files) -> Course | None:
     """None where the file is not there, or not such a file."""
     try:
-        rows = list(csv.DictReader(files.read(path).splitlines()))
-        steps = tuple(int(row["step"]) for row in rows)
-        errors = tuple(float(row["val_error"]) for row in rows)
-        seconds, past = [], 0.0
-        for row in rows:
-            past += float(row["train_seconds"])
-            seconds.append(past)
-        epochs = int(rows[-1]["epoch"]) + 1  # the last evaluation ends the last epoch
+        names, *rows = csv.reader(files.read(path).splitlines())
+        columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+        steps = tuple(map(int, columns["step"]))
+        errors = tuple(map(float, columns["val_error"]))
+        seconds = tuple(itertools.accumulate(map(float, columns["train_seconds"])))
+        epochs = int(columns["epoch"][-1]) + 1  # the last evaluation ends the last epoch
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         return None
     if min(steps) <= 0 or not all(map(math.isfinite, (*seconds, *errors))):
         return None
-    return Course(
-        steps, tuple(epochs * step / steps[-1] for step in steps), tuple(seconds), errors, world_size
-    )
+    return Course(steps, tuple(epochs * step / steps[-1] for step in steps), seconds, errors, world_size)
 
 
 def curves(found: Mapping[str, Sequence[Course]]) -> list[Curve]:

@@ -80,14 +80,15 @@ class TunedCell:
 def tuned(runs: pl.DataFrame) -> list[TunedCell]:
     """Each cell of `Collected.runs` that tried several learning rates, by mean validation error in percent."""
     cells: dict[str, tuple[dict[str, Any], dict[float, dict[int, float | None]]]] = {}
+    identities = {text: flatten(json.loads(text)) for text in runs["identity"].unique()}
     columns = runs.select("identity", "seed", "status", "val_error").iter_rows()
     for identity, seed, status, error in columns:
-        flat = flatten(json.loads(identity))
+        if status not in FINISHED:
+            continue  # cut off or out of memory: it says nothing of its rate
+        flat = dict(identities[identity])
         rate = flat.pop(LR, None)
         if not isinstance(rate, int | float) or flat.get("recipe.schedule.name") == "range":
             continue
-        if status not in FINISHED:
-            continue  # cut off or out of memory: it says nothing of its rate
         _, trials = cells.setdefault(json.dumps(flat, sort_keys=True), (flat, {}))
         trials.setdefault(rate, {})[seed] = error if status == "completed" else None
     several = [(flat, trials) for flat, trials in cells.values() if len(trials) > 1]

@@ -87,19 +87,12 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
         out / "runs.parquet": runs_parquet.getvalue(),
         out / "comparisons.csv": verdict.to_csv(found).encode(),
         out / "table.tex": latex.table(found).encode(),
-        report.page_md: page.page(
-            gather.command(roots, out, question),
-            collected,
-            summary,
-            found,
-            report.figure_png.name,
-            report.claims,
-        ).encode(),
     }
     if report.claims:
         files[out / "claims.csv"] = claims.to_csv(report.claims).encode()
-    beside = [path.name for path in files]
+    beside = [*(path.name for path in files), report.page_md.name]
     said = gather.context(roots, out, question, collected, summary, report.claims, beside)
+    files[report.page_md] = page.page(collected, summary, found, said, report.figure_png.name).encode()
     files[report.page_html] = html.render(found, said).encode()
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bnbench.records import Record, flatten
+from bnbench.records import Record, value_at
 from bnbench.report.numbers import count
 
 VALIDATED = {"test": "validated on the test images", "holdout": "validated on training images held out"}
@@ -17,15 +17,15 @@ def about(records: Sequence[Record]) -> str:
 
     What the records do not state, or not alike, is left out.
     """
-    flat = [flatten(record.identity) | flatten({"is": record.provenance}) for record in records]
+    known = [record.identity | {"is": record.provenance} for record in records]
 
     def same(key: str, kind: type) -> Any:
-        first = flat[0].get(key) if flat else None
-        alike = isinstance(first, kind) and all(values.get(key) == first for values in flat)
+        first = value_at(known[0], key) if known else None
+        alike = isinstance(first, kind) and all(value_at(values, key) == first for values in known)
         return first if alike else None
 
-    days = _ends(str(v)[:10] for values in flat if (v := values.get("is.written")) is not None)
-    commits = sorted({str(v)[:7] for values in flat if (v := values.get("is.git.commit")) is not None})
+    days = _ends(str(v)[:10] for values in known if (v := value_at(values, "is.written")) is not None)
+    commits = sorted({str(v)[:7] for values in known if (v := value_at(values, "is.git.commit")) is not None})
     parts = [_training(same), _place(same), VALIDATED.get(str(same("is.data.validated_on", str)), "")]
     if len(commits) <= MOST_COMMITS and commits:
         days = f"{days}, " if days else ""

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bnbench.fairness import Fairness, called, fairness
-from bnbench.records import Record, cell_of, digest, flatten
+from bnbench.records import Record, cell_of, digest, flatten, value_at
 
 
 def of(records: Iterable[Record]) -> Fairness:
     """As a sweep tells it before it starts, from identities; a record knows its number of training images."""
-    return fairness((flatten(cell_of(record.identity)), _images(record)) for record in records)
-
-
-def _images(record: Record) -> int | None:
-    value: Any = flatten(record.provenance).get("data.train_images")
-    return value if isinstance(value, int) else None
+    cells: dict[str, tuple[dict[str, Any], int | None]] = {}
+    for record in records:
+        images = value_at(record.provenance, "data.train_images")
+        cell, known = cell_of(record.identity), images if isinstance(images, int) else None
+        cells.setdefault(f"{digest(cell, 64)} {known}", (cell, known))
+    return fairness((flatten(cell), images) for cell, images in cells.values())
 
 
 def section(records: Sequence[Record]) -> str:

@@ -65,6 +65,9 @@ def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
             if index % columns == 0:
                 axes.set_ylabel("validation error (%)")
         figure.suptitle(_title(panels), x=0.01, ha="left", fontsize=10)
+        # Laid out once: each file would do so anew.
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=200)
         figure.savefig(svg, format="svg", metadata={"Date": None})

@@ -1,20 +1,23 @@
-"""What the page says of the records themselves, gathered: runs with their links, health, provenance."""
+"""What both pages say of the records themselves, gathered once: runs with their links, health, provenance."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbench.analysis.question import DEFAULT, Question
 from bnbench.analysis.statistics import shared
-from bnbench.records import Record
-from bnbench.report import fairness, page, table, tuning
+from bnbench.records import Record, flatten
+from bnbench.report import fairness, table, tuning
 from bnbench.report.about import about
 from bnbench.report.context import HealthRow, PageContext, RunRow
+from bnbench.report.numbers import count, short
+from bnbench.waiting import data_wait_remark
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 SIGNALS = ("drift_mean", "drift_var", "rank_spread", "eval_gap")
 STATISTICS = ("running", "precise", "batch")
+MOST_VALUES = 3  # of one provenance key; beyond that, how many there are
 
 
 def context(
@@ -38,25 +42,25 @@ def context(
     """For a page in the folder `out`, beside `files`."""
     runs = collected.runs
     return PageContext(
-        command=command(roots, out, question),
+        command=_command(roots, out, question),
         about=about(collected.records),
         claims=results,
         fairness=fairness.section(collected.records),
         tuning=tuning.section(runs, collected.records),
         health=_health(runs, collected.records, cells["cell"]),
         settings=sorted(shared(runs).items()),
-        provenance=page.provenance(collected.records),
+        provenance=_provenance(collected.records),
         runs=[
             _run(record, Path(path), error, out)
             for record, path, error in zip(collected.records, runs["path"], runs["val_error"], strict=True)
         ],
-        problems=page.notes(collected),
+        problems=_notes(collected),
         labels=table.labels(cells),
         files={name: name for name in files},
     )
 
 
-def command(roots: Sequence[Path], out: Path, question: Question) -> str:
+def _command(roots: Sequence[Path], out: Path, question: Question) -> str:
     """What makes this report again."""
     words = ["bnbench", "report", *map(str, roots), "--out", str(out)]
     for key in ("baseline", "target", "resolve", "family"):
@@ -64,6 +68,34 @@ def command(roots: Sequence[Path], out: Path, question: Question) -> str:
         if value != getattr(DEFAULT, key):
             words += [f"--{key}", f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join(words)
+
+
+def _provenance(records: Iterable[Record]) -> list[tuple[str, str]]:
+    """Each key of the records' provenance with its values; records of any shape are read."""
+    values: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        for key, value in flatten(record.provenance).items():
+            if value is not None:
+                values[key][str(value)] += 1
+    pairs = []
+    for key, found in sorted(values.items()):
+        if key == "written":
+            pairs.append((key, " to ".join(sorted({min(found), max(found)}))))
+            continue
+        if len(found) > MOST_VALUES:
+            pairs.append((key, f"{len(found)} different"))
+            continue
+        some = [
+            short(value) + (f" ({count(n, 'run')})" if len(found) > 1 else "") for value, n in found.items()
+        ]
+        pairs.append((key, "; ".join(some)))
+    return pairs
+
+
+def _notes(collected: Collected) -> list[str]:
+    """What to know of the records: those that are not used, or are incomplete, and runs that waited for their data."""
+    remark = data_wait_remark(collected.records)
+    return [*collected.problems, *([] if remark is None else [remark])]
 
 
 def _run(record: Record, path: Path, error: float | None, out: Path) -> RunRow:

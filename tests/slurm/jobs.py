@@ -17,7 +17,7 @@ from tests.end_to_end.commands import bnbench, clean_environment
 
 CLUSTER = str(Path(__file__).with_name("cluster"))
 ROOT = Path(__file__).parents[2]
-SECONDS = 150  # for a job with its start on two busy cores
+SECONDS = 300  # for a job with its starts on two busy cores: a bound on a hang
 # A network that dawdles: SLOW is the seconds of a step. It changes no number, and so makes no other run.
 SLOW_NET = """
 import os, time
@@ -76,8 +76,8 @@ class Slurm:
         for number in (1, 2):
             if not _alive(self.folder / f"slurmd.127.0.0.{number}.pid"):
                 assert self.control("node", str(number)).returncode == 0
-        until(lambda: not self.call("squeue", "-h", "-t", "all", "-o", "%T").count("ING"), 60)
-        until(lambda: self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2, 60)
+        until(lambda: not self.call("squeue", "-h", "-t", "all", "-o", "%T").count("ING"), 120)
+        until(lambda: self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * 2, 120)
 
     def call(self, *words: str, **environment: str) -> str:
         done = subprocess.run(

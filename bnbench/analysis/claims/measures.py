@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bnbench.records import FINISHED, Record, flatten
+from bnbench.records import FINISHED, Record, flatten, value_at
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def budget(run: Run) -> float | None:
     """All the optimizer steps of a run with a target; None where its record does not tell."""
     if run.record.config.get("target_error") is None:
         return None  # it had no target to miss
-    images = flatten(run.record.provenance).get("data.train_images", run.flat.get("data.max_train"))
+    images = value_at(run.record.provenance, "data.train_images") or run.flat.get("data.max_train")
     batch, epochs = run.flat.get("global_batch"), run.flat.get("recipe.epochs")
     if not images or not batch or not epochs:
         return None
@@ -79,7 +79,7 @@ def budget(run: Run) -> float | None:
 
 def chance_error(run: Run) -> float:
     """Percent of errors when guessing among the classes; 100 where the record does not tell how many."""
-    classes = flatten(run.record.provenance).get("data.classes")
+    classes = value_at(run.record.provenance, "data.classes")
     return 100.0 * (1 - 1 / classes) if classes else 100.0
 
 

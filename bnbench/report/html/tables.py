@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -60,7 +61,7 @@ class Table:
     def filtered(self) -> bool:
         return len(self.rows) >= FILTERED
 
-    @property
+    @cached_property
     def by_number(self) -> tuple[bool, ...]:
         """By column: whether any entry sorts as a number. Then each says what it sorts by, as DataTables wants it."""
         return tuple(any(row[at].order is not None for row in self.rows) for at in range(len(self.columns)))
