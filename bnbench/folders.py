@@ -56,3 +56,8 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
         except OSError:
             return
+
+
+def config_groups() -> list[str]:
+    """The names of Hydra's config groups: model, norm, data and so on."""
+    return [folder.name for folder in config_folder().iterdir() if folder.is_dir() and folder.name != "hydra"]

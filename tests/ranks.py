@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
 import tempfile
@@ -100,6 +101,7 @@ def _serve(place: Place, store: str, pipe: Any) -> None:
     from bnbench.training.world import World
 
     torch.set_num_threads(1)
+    gc.freeze()  # as a rank does: each run begins with a collection
     world = World.join(place, "cpu", store)
     while True:
         try:

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from bnbench.compose import at_home, compose_jobs, config_folder, read_request
-from bnbench.folders import check_output
+from bnbench.compose import at_home, compose_jobs, read_request
+from bnbench.folders import check_output, config_folder
+from bnbench.hydra_compose import Combinations, composed, ready
 
 MISTAKES = [  # words, what the line names
     (["norm=bnn"], ["'bnn'", "bn, brn, custom"]),
@@ -147,6 +149,45 @@ def test_several_values_want_a_sweep(words):
         compose_jobs(words, False)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["norm=bn", "norm.batch_size=4", "seed=1"],
+        ["optim.lr=0.5", "optim=adamw", "optim.weight_decay=0"],
+        ["norm.batch_size=4", "norm.batch_size=8", "norm=gn", "norm.num_groups=2"],
+        ["experiment=claims/small_batch", "norm=gn", "seed=7", "epochs=2"],
+        [
+            "model=custom",
+            "model.name=my.net",
+            "+model.options.width=3",
+            "model.options.width=4",
+            "name='a, b'",
+        ],
+        ["data.max_train=null", "logger.tags=[a,b]", "trainer.devices=2", "~measure.landscape"],
+        ["hydra/launcher=slurm", "hydra.launcher.array_parallelism=2", "name=${model.name}", "seed=3"],
+        ["norm.batchsize=4", "seed=1"],
+        ["norm=nope", "seed=1"],
+        ["seed.more=1"],
+        ["optim=null", "seed=2"],
+    ],
+    ids=" ".join,
+)
+def test_a_combination_is_composed_as_hydra_does(words):
+    """Though its values are put into a copy of what its choices make."""
+
+    def outcome(compose, words):
+        try:
+            return OmegaConf.to_container(compose(words), resolve=False)
+        except ValueError as error:
+            return str(error)
+
+    combinations = Combinations()
+    with ready(None):
+        outcome(combinations.composed, [*words, "global_batch=8"])  # leaves nothing behind
+        found = outcome(combinations.composed, words)
+        assert found == outcome(composed, words)
+
+
 def test_every_file_of_conf_composes(tmp_path):
     for split in ("train", "test", "val"):
         (tmp_path / split).mkdir()
@@ -218,7 +259,8 @@ def test_composing_imports_nothing_heavy_and_writes_nothing(tmp_path):
     code = """
 import sys
 from bnbench.compose import compose_jobs
-from bnbench.folders import check_output
+from bnbench.hydra_compose import Combinations, composed, ready
+from bnbench.folders import check_output, config_folder
 from bnbench.sweep.plan import plan_sweep
 jobs = compose_jobs(["experiment=quickstart"], True)
 plan_sweep(jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -273,10 +274,15 @@ class RunConfig:
         return Path(self.dir) / f"{self.run_name}-{digest(self.identity())}"
 
 
+@functools.cache
+def _adapter() -> pydantic.TypeAdapter[RunConfig]:
+    return pydantic.TypeAdapter(RunConfig)
+
+
 def from_mapping(values: Mapping[str, Any]) -> RunConfig:
     """A RunConfig from composed values; ValueError with one line if one is of the wrong type or rule."""
     try:
-        return pydantic.TypeAdapter(RunConfig).validate_python(_sized(values))
+        return _adapter().validate_python(_sized(values))
     except pydantic.ValidationError as error:
         raise ValueError(_first_line(error.errors()[0])) from None
 

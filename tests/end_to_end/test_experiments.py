@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from bnbench import catalog
 from bnbench.analysis.claims.measures import MEASURES
 from bnbench.analysis.claims.table import TABLE
-from bnbench.compose import compose_jobs, config_folder
+from bnbench.compose import compose_jobs
+from bnbench.folders import config_folder
 from bnbench.records import EPOCHS, RECORD, find_records, read_record
 from bnbench.sweep.plan import plan_sweep
 from tests.end_to_end.commands import NO_LOGGER, TINY, train

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from bnbench.compose import compose_jobs, config_folder
+from bnbench.compose import compose_jobs
+from bnbench.folders import config_folder
 from bnbench.provenance import code_digest
 from bnbench.records import EPOCHS, RECORD, Record, digest, find_records, read_record
 from bnbench.training.lock import RunLock

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bnbench.compose import compose_jobs, config_folder
+from bnbench.compose import compose_jobs
 from bnbench.curves import points
+from bnbench.folders import config_folder
 from bnbench.records import RECORD, find_records, read_record
 from bnbench.sweep.plan import plan_single
 from tests.end_to_end.commands import BNBENCH, TINY, clean_environment, finish, run, start

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bnbench import catalog
-from bnbench.compose import config_folder
+from bnbench.folders import config_folder
 from bnbench.models import MODELS, build_model
 from bnbench.norms import NORMS, build_norm, merge_running_statistics, swap_norms
 from tests.ranks import on_ranks

@@ -133,7 +133,9 @@ def test_the_last_task_of_an_array_starts_again_alone(slurm: Slurm) -> None:
     (path,) = slurm.place.glob("runs/*/.submissions/1/submitted.json")
     number = next(iter(json.loads(path.read_text()).values())).partition("_")[0]
     until(
-        lambda: len(list(slurm.place.glob("runs/*/*/epochs.csv"))) == 2, 120, lambda: slurm.said(f"{number}_1")
+        lambda: len(list(slurm.place.glob("runs/*/*/epochs.csv"))) == 2,
+        120,
+        lambda: slurm.said(f"{number}_1"),
     )
     assert slurm.job(f"{number}_1")["JobId"] == number
     slurm.call("scancel", "--signal=USR1", f"{number}_1")

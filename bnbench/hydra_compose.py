@@ -1,0 +1,100 @@
+"""Configurations out of conf/ by Hydra: one from words, or those of a sweep's combinations. No torch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bnbench.folders import CONFIG_NAME, config_folder, config_groups
+from bnbench.hydra_errors import explain
+
+
+@contextmanager
+def ready(extra_config_dir: str | None) -> Iterator[list[str]]:
+    """Hydra ready to compose; yields the overrides that add a user's own config folder."""
+    if extra_config_dir is not None and not Path(extra_config_dir).is_dir():
+        raise ValueError(f"--config-dir {extra_config_dir} is no folder")
+    searchpath = []
+    if extra_config_dir is not None:
+        quoted = str(Path(extra_config_dir).absolute()).replace("'", r"\'")
+        searchpath = [f"hydra.searchpath=['file://{quoted}']"]
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        yield searchpath
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    parser, parsed = OverridesParser.create(), []
+    for word in words:
+        try:
+            parsed.append(parser.parse_override(word))
+        except HydraException:
+            raise ValueError(
+                f"cannot read {word!r}: the form is key=value, with quotes round a value that has special characters"
+            ) from None
+    return parsed
+
+
+def without_sweeps(words: Sequence[str]) -> list[str]:
+    """The words that hold one value: what the sweep's own settings can be composed from."""
+    return [word for word, o in zip(words, parse(words), strict=True) if not o.is_sweep_override()]
+
+
+def composed(words: Sequence[str], hydra: bool = False) -> DictConfig:
+    try:
+        return compose(CONFIG_NAME, overrides=list(words), return_hydra_config=hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(explain(error, words)) from None
+    except ValueError:  # Hydra's own, for a group set to null
+        for group, _, choice in (word.partition("=") for word in words):
+            if group in config_groups() and choice in ("null", ""):
+                known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+                raise ValueError(f"{group}={choice} chooses nothing; known: {', '.join(known)}") from None
+        raise
+
+
+class Combinations:
+    """The configurations of a sweep's combinations, one after the other.
+
+    Hydra reads and merges all files for each, in 0.15 s, and puts the values of keys in at the end. Here the files are
+    merged once for all combinations that differ in such values alone, which go into copies in the same way.
+    """
+
+    def __init__(self) -> None:
+        self._merged: dict[tuple[str, ...], DictConfig] = {}
+
+    def composed(self, words: Sequence[str]) -> DictConfig:
+        """As `composed(words)`, and with its errors."""
+        overrides = parse(words)
+        values = [_is_value(override, overrides) for override in overrides]
+        first = tuple(itertools.compress(words, map(operator.not_, values)))
+        if first not in self._merged:
+            self._merged[first] = composed(first)
+        config = copy.deepcopy(self._merged[first])
+        try:
+            for override in itertools.compress(overrides, values):
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:
+            return composed(words)  # for its error
+        return config
+
+
+def _is_value(override: Override, among: Sequence[Override]) -> bool:
+    """Whether it sets one value of a key that is there, and no other word has to do with the key."""
+    key = override.key_or_group
+    plain = override.type == OverrideType.CHANGE and not isinstance(override.value(), list | dict)
+    choice = "/" in key or override.package is not None or key in config_groups()
+    if not plain or choice or key.startswith("hydra."):
+        return False
+    others = [other.key_or_group for other in among if other is not override]
+    return not any(f"{other}.".startswith(f"{key}.") or f"{key}.".startswith(f"{other}.") for other in others)
