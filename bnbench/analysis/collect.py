@@ -63,6 +63,7 @@ def collect(roots: Sequence[Path], files: Files | None = None) -> Collected:
     files = files or Files()
     problems: list[str] = []
     kept: dict[Key, tuple[Path, Record, dict[str, Any]]] = {}
+    cells: dict[str, dict[str, Any]] = {}
     evidence: dict[str, dict[Key, Record]] = {}
     sides: dict[tuple[str, Key], dict[str, Any]] = {}
     titles: dict[str, str] = {}  # of data, by its identity: the first that a run gave it
@@ -70,7 +71,7 @@ def collect(roots: Sequence[Path], files: Files | None = None) -> Collected:
     for path, root in _record_paths(roots).items():
         try:
             record = parse_record(files.read(path), path)
-            row = _row(record, path) | {"root": str(root)}
+            row = _row(record, path, cells) | {"root": str(root)}
         except (OSError, UnicodeDecodeError) as error:
             problems.append(f"{path}: not readable as JSON ({error})")
             continue
@@ -173,38 +174,15 @@ def _schema() -> dict[str, Any]:
     return columns | dict.fromkeys(("speed", "root", "path", "identity"), text)
 
 
-def _row(record: Record, path: Path) -> dict[str, Any]:
-    """One row of `runs`. ValueError if the identity lacks what every run has."""
-
-    def known(key: str, kind: type) -> Any:
-        value = value_at(record.identity, key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"{path}: identity.{key} is {value!r}, not of type {kind.__name__}")
-        return value
-
-    norm = known("norm.name", str)
-    nbs = None if record.identity.get("nbs") is None else known("nbs", int)
-    # A norm that this version does not list is still a result; its family shows in its NBS.
-    info = catalog.NORMS.get(norm)
-    family = info.family if info else "channel" if nbs is None else "batch"
-    if norm == "frozen" and nbs is None:
-        family = "channel"  # frozen from the start
-    if family == "batch" and nbs is None:
-        raise ValueError(f"{path}: identity.nbs is null, and {norm} shares statistics over images")
-    counts = {key: known(key, int) for key in ("per_device_batch", "global_batch", "world_size", "seed")}
+def _row(record: Record, path: Path, cells: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One row of `runs`; `cells` holds what runs of a cell share. ValueError if the identity lacks what each has."""
     cell = canonical(cell_of(record.identity))
-    return {
+    if cell not in cells:
+        cells[cell] = _cell(record.identity, cell, path)
+    return cells[cell] | {
         "id": record.id,
-        "cell": short_name(cell),
         "name": record.name,
-        "model": known("model.name", str),
-        "norm": norm,
-        "family": family,
-        "nbs": nbs if family == "batch" else None,
-        **counts,
-        # A label says what the numbers may not be read as: it goes wherever the data's name goes.
-        "data": known("data.label" if "label" in _mapping(record.identity, "data") else "data.name", str),
-        "precision": known("precision", str),
+        "seed": _known(record.identity, "seed", int, path),
         "status": record.status,
         "val_error": _number(record.metrics, "final_val_error"),
         "val_loss": _number(record.metrics, "final_val_loss"),
@@ -215,8 +193,43 @@ def _row(record: Record, path: Path) -> dict[str, Any]:
         "peak_bytes": _number(record.memory, "peak_bytes"),
         "speed": json.dumps(speed) if (speed := getattr(record, "speed", None)) else None,
         "path": str(path),
+    }
+
+
+def _cell(identity: Mapping[str, Any], cell: str, path: Path) -> dict[str, Any]:
+    """The columns that an identity without its seed settles, which as JSON is `cell`."""
+    norm = _known(identity, "norm.name", str, path)
+    nbs = None if identity.get("nbs") is None else _known(identity, "nbs", int, path)
+    # A norm that this version does not list is still a result; its family shows in its NBS.
+    info = catalog.NORMS.get(norm)
+    family = info.family if info else "channel" if nbs is None else "batch"
+    if norm == "frozen" and nbs is None:
+        family = "channel"  # frozen from the start
+    if family == "batch" and nbs is None:
+        raise ValueError(f"{path}: identity.nbs is null, and {norm} shares statistics over images")
+    # A label says what the numbers may not be read as: it goes wherever the data's name goes.
+    data = "data.label" if "label" in _mapping(identity, "data") else "data.name"
+    return {
+        "cell": short_name(cell),
+        "model": _known(identity, "model.name", str, path),
+        "norm": norm,
+        "family": family,
+        "nbs": nbs if family == "batch" else None,
+        **{
+            key: _known(identity, key, int, path)
+            for key in ("per_device_batch", "global_batch", "world_size")
+        },
+        "data": _known(identity, data, str, path),
+        "precision": _known(identity, "precision", str, path),
         "identity": cell,
     }
+
+
+def _known(identity: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
+    value = value_at(identity, key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{path}: identity.{key} is {value!r}, not of type {kind.__name__}")
+    return value
 
 
 def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

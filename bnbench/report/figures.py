@@ -15,6 +15,7 @@ from bnbench.report.table import missed_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 STYLE: Any = {
     "svg.hashsalt": "bnbench",  # the same records give the same bytes
@@ -65,13 +66,20 @@ def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
             if index % columns == 0:
                 axes.set_ylabel("validation error (%)")
         figure.suptitle(_title(panels), x=0.01, ha="left", fontsize=10)
-        # Laid out once: each file would do so anew.
-        figure.draw_without_rendering()
-        figure.set_layout_engine(None)
+        _settle(figure)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=200)
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay out the axes and place the legends once: each file would do so anew."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)
+    for axes in figure.axes:
+        if (legend := axes.get_legend()) is not None:
+            legend.set_loc(tuple(axes.transAxes.inverted().transform(legend.get_window_extent().p0)))
 
 
 def _title(panels: Sequence[Panel]) -> str:

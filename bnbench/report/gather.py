@@ -50,10 +50,7 @@ def context(
         health=_health(runs, collected.records, cells["cell"]),
         settings=sorted(shared(runs).items()),
         provenance=_provenance(collected.records),
-        runs=[
-            _run(record, Path(path), error, out)
-            for record, path, error in zip(collected.records, runs["path"], runs["val_error"], strict=True)
-        ],
+        runs=_runs(collected, out),
         problems=_notes(collected),
         labels=table.labels(cells),
         files={name: name for name in files},
@@ -98,13 +95,24 @@ def _notes(collected: Collected) -> list[str]:
     return [*collected.problems, *([] if remark is None else [remark])]
 
 
-def _run(record: Record, path: Path, error: float | None, out: Path) -> RunRow:
+def _runs(collected: Collected, out: Path) -> list[RunRow]:
+    runs = collected.runs
+    folders = {root: Path(os.path.relpath(root, out)) for root in runs["root"].unique()}
+    return [
+        _run(record, (folders[root] / Path(path).relative_to(root)).as_posix(), error)
+        for record, root, path, error in zip(
+            collected.records, runs["root"], runs["path"], runs["val_error"], strict=True
+        )
+    ]
+
+
+def _run(record: Record, path: str, error: float | None) -> RunRow:
     done = record.status == "completed"
     url = record.wandb.get("url")
     return RunRow(
         name=record.name,
         status=record.status,
-        record=Path(os.path.relpath(path, out)).as_posix(),
+        record=path,
         val_error=error if done else None,
         message=None if done else record.error,
         wandb=url if isinstance(url, str) else None,
