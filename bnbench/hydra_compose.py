@@ -51,6 +51,7 @@ def without_sweeps(words: Sequence[str]) -> list[str]:
 
 
 def composed(words: Sequence[str], hydra: bool = False) -> DictConfig:
+    """What Hydra makes of the words, with its own node if asked. ValueError with one line for a mistake in them."""
     try:
         return compose(CONFIG_NAME, overrides=list(words), return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:

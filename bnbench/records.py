@@ -72,9 +72,9 @@ def digest(identity: Mapping[str, Any], length: int = 8) -> str:
     return short_name(canonical(identity), length)
 
 
-def short_name(canonical: str, length: int = 8) -> str:
+def short_name(text: str, length: int = 8) -> str:
     """The digest of an identity that is canonical text already."""
-    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def canonical(identity: Mapping[str, Any]) -> str:
@@ -99,7 +99,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def value_at(values: Mapping[str, Any], key: str) -> Any:
-    """What nested mappings hold at a dotted key; None where there is nothing. `flatten` for one key."""
+    """What nested dicts hold at a dotted key; None where there is nothing. `flatten` for one key."""
     found: Any = values
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
