@@ -101,7 +101,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _step_options(step: argparse.ArgumentParser) -> None:
-    step.add_argument("--rounds", type=int, default=20, help="interleaved rounds (default 20)")
+    step.add_argument("--rounds", type=int, default=10, help="interleaved rounds (default 10)")
     step.add_argument("--ranks", type=int, default=2, help="gloo ranks on this machine's CPUs (default 2)")
     step.add_argument(
         "--sizes",
@@ -153,7 +153,7 @@ def _norms_options(norms: argparse.ArgumentParser) -> None:
 
 
 def _data_options(data: argparse.ArgumentParser) -> None:
-    data.add_argument("--rounds", type=int, default=10, help="interleaved rounds (default 10)")
+    data.add_argument("--rounds", type=int, default=6, help="interleaved rounds (default 6)")
     data.add_argument("--images", type=int, default=50_000, help="images of the set (default 50000)")
     data.add_argument("--workers", type=int, default=2, help="worker processes of the DataLoader (default 2)")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,42 +24,46 @@ WARMUP_STEPS = 10
 
 
 class Stopwatch(Callback):
-    """From the end of the warm-up to the end of the last step; last in line, so that it times the others."""
+    """The timed steps, from the end of the warm-up; last in line, so that it times the others.
 
-    def __init__(self) -> None:
-        self.started = self.ended = 0.0
+    `pass_on`: called, and not timed, at the end of the warm-up and of every `turn` steps from there on.
+    """
+
+    def __init__(self, turn: int | None = None, pass_on: Callable[[], None] | None = None) -> None:
+        self.seconds = self.cpu_seconds = 0.0  # of this process, all its threads
         self.busy: list[float] = []  # seconds of CPU time, at the end of each step
+        self._turn, self._pass_on = turn, pass_on
+        self._wall = self._cpu = 0.0  # when what is timed next began
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.device.type == "cuda" and batch_idx in (
-            WARMUP_STEPS - 1,
-            trainer.num_training_batches - 1,
-        ):
+        ends = batch_idx in (WARMUP_STEPS - 1, trainer.num_training_batches - 1)
+        if pl_module.device.type == "cuda" and (ends or self._turn_ends(batch_idx)):
             torch.cuda.synchronize(pl_module.device)  # the host is ahead of it
         self.step_ended(batch_idx)
 
     def step_ended(self, step: int) -> None:
         """`step` counts from 0."""
-        if step == WARMUP_STEPS - 1:
-            self.started = time.perf_counter()
-        self.ended = time.perf_counter()
-        self.busy.append(time.process_time())
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.busy.append(cpu)
+        if step >= WARMUP_STEPS:
+            self.seconds += wall - self._wall
+            self.cpu_seconds += cpu - self._cpu
+        if self._pass_on is not None and self._turn_ends(step):
+            self._pass_on()
+            wall, cpu = time.perf_counter(), time.process_time()
+        self._wall, self._cpu = wall, cpu
 
-    @property
-    def seconds(self) -> float:
-        return self.ended - self.started
-
-    @property
-    def cpu_seconds(self) -> float:
-        return self.busy[-1] - self.busy[WARMUP_STEPS - 1]
+    def _turn_ends(self, step: int) -> bool:
+        timed = step + 1 - WARMUP_STEPS
+        return self._turn is not None and timed >= 0 and timed % self._turn == 0
 
 
-def train(config: RunConfig, world: World, cache: DataCache) -> Stopwatch:
+def train(config: RunConfig, world: World, cache: DataCache, watch: Stopwatch | None = None) -> Stopwatch:
     """One epoch with all that a run has in its loop. Call it on every rank."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    setup, watch = set_up(config, world, cache), Stopwatch()
+    setup, watch = set_up(config, world, cache), watch or Stopwatch()
     folder = config.folder if world.leads else None
     config.folder.mkdir(parents=True, exist_ok=True)
     logger = start_tracking(config, config.folder) if world.leads else None

@@ -1,13 +1,15 @@
 """The input pipeline: bnbench's loader on one CPU thread against a DataLoader with torchvision's v2 transforms.
 
 All make the same batches of the same images: 32x32, cropped from zero padding, flipped, standardized floats. They take
-turns in one process, about an epoch each, and which is first alternates; ratios are taken within a round. Steady
-state: workers are started and kept before anything is timed, and a turn begins when they are at rest with their queue
-full, which is in the DataLoader's favour. Nobody trains meanwhile, so its workers have all cores.
+turns in one process, and which is first alternates. A ratio is taken within a round, an epoch of each in several turns:
+a shared machine is faster or slower from one few seconds to the next. Steady state: workers are started and kept
+before anything is timed, and a turn begins when they are at rest with their queue full, some 5% of its batches in the
+DataLoader's favour. Nobody trains meanwhile, so its workers have all cores.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -30,13 +32,14 @@ BATCH, SIDE, PADDING = 128, 32, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 OURS, TENSORS, PILLOW = "bnbench", "DataLoader, tensors", "DataLoader, PIL images"
 TARGET = 10.0  # images/s of OURS / TENSORS
+TURNS = 5  # of each contender in a round
 REST_SECONDS = 0.3  # in which workers fill their queue
 
 
 @dataclass(frozen=True)
 class Settings:
     images: int = 50_000
-    rounds: int = 10
+    rounds: int = 6
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -79,7 +82,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def measure(settings: Settings) -> dict[str, Any]:
     """Images a second of each contender by round, and their ratios."""
-    batches = settings.images // BATCH
+    batches = -(-settings.images // BATCH // TURNS)  # of a turn
     endless = {name: forever(loader) for name, loader in loaders(settings).items()}
     timers = {
         name: benchmark.Timer("next(batches)", globals={"batches": each}, num_threads=1)
@@ -88,10 +91,14 @@ def measure(settings: Settings) -> dict[str, Any]:
     for each in endless.values():
         next(each)  # starts the workers
     found: dict[str, list[float]] = {name: [] for name in timers}
-    for number in range(settings.rounds):
-        for name in list(timers)[:: -1 if number % 2 else 1]:
-            time.sleep(REST_SECONDS)
-            found[name].append(BATCH / timers[name].timeit(batches).mean)
+    for _ in range(settings.rounds):
+        seconds: dict[str, list[float]] = {name: [] for name in timers}  # a batch, by turn
+        for turn in range(TURNS):
+            for name in list(timers)[:: -1 if turn % 2 else 1]:
+                time.sleep(REST_SECONDS)
+                seconds[name].append(timers[name].timeit(batches).mean)
+        for name in timers:
+            found[name].append(BATCH / statistics.fmean(seconds[name]))
     return {
         "settings": asdict(settings),
         "images_per_s": found,

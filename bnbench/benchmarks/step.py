@@ -1,11 +1,12 @@
 """A training step under bnbench against a bare torch loop: same network, images, optimizer, schedule and ranks.
 
-Blocks of steps take turns on one warm world of gloo ranks, one thread each, in another order each round, so that a
-noisy machine hits all alike; a ratio is taken within a round. All ranks begin a block together, and its seconds are
-those of the rank that took longest.
+On one warm world of gloo ranks, one thread each. In a round all of them train side by side, a few steps each in turn: a
+shared machine is faster or slower from one few seconds to the next, which turns of a third of a second share out
+evenly. A ratio is taken within a round, of all of its steps, so that what comes every 50th step is in it. All ranks
+begin a turn together, and a contender's seconds are those of the rank that took longest.
 `plain` is Lightning without anything of ours; `bnbench` is a run with all that it does and logs in its steps, W&B
 (offline), curve, looks at health and speed and the ranks' agreement on checkpoints included.
-Its health signals come too rarely for blocks to tell their cost: they are taken at every other step of a run, and
+Its health signals come too rarely for a round to tell their cost: they are taken at every other step of a run, and
 what such a step takes more is spread over their interval.
 """
 
@@ -31,29 +32,31 @@ from bnbench.training.world import World
 
 from .block import WARMUP_STEPS, Stopwatch, train
 from .figures import Figure, figure_lines
+from .turns import PassOn, take_turns
 from .yardsticks import bare, plain
 
 
 @dataclass(frozen=True)
 class Size:
-    """A network and its images: the words of a run, images a rank, timed steps of a block, and the target on two
-    ranks: bnbench / bare, with everything that it logs."""
+    """A network and its images: the words of a run, images a rank, timed steps of a round and of a turn within it,
+    and the target on two ranks: bnbench / bare, with everything that it logs."""
 
     words: tuple[str, ...]
     images: int
     steps: int
+    turn: int
     target: float
 
 
 RESNET50 = ("model=resnet50", "data=synthetic", "data.image_size=64")
 SIZES: dict[str, Size] = {
-    "resnet8-32": Size((), 32, 150, 1.03),
-    "resnet8-2": Size((), 2, 400, 1.15),
-    "resnet50-4": Size(RESNET50, 4, 20, 1.02),
+    "resnet8-32": Size((), 32, 150, 10, 1.03),
+    "resnet8-2": Size((), 2, 400, 25, 1.15),
+    "resnet50-4": Size(RESNET50, 4, 20, 1, 1.02),
 }
 TARGET_RANKS = 2
 HEALTH_TARGET = 0.02  # of a step, at the default interval
-Contender = Callable[[RunConfig, World, DataCache], Stopwatch]
+Contender = Callable[[RunConfig, World, DataCache, Stopwatch], Stopwatch]
 CONTENDERS: dict[str, Contender] = {"bare": bare, "plain": plain, "bnbench": train}
 
 
@@ -118,15 +121,14 @@ def _size(name: str, size: Size, rounds: int, world: World) -> dict[str, Any]:
     settle(config, world)
     cache = DataCache()
     for contender in CONTENDERS.values():
-        contender(config, world, cache)  # imports, allocator, W&B's service
+        contender(config, world, cache, Stopwatch())  # imports, allocator, W&B's service
     wall: dict[str, list[float]] = {each: [] for each in CONTENDERS}
     cpu: dict[str, list[float]] = {each: [] for each in CONTENDERS}
     for turn in range(rounds):
-        for each in _rotated(list(CONTENDERS), turn):
-            watch = _block(CONTENDERS[each], config, world, cache)
+        watches = _round(_rotated(list(CONTENDERS), turn), size.turn, config, world, cache)
+        for each, watch in sorted(watches.items()):  # in one order on all ranks
             wall[each].append(world.largest(watch.seconds))
             cpu[each].append(sum(world.gathered(watch.cpu_seconds)))
-    steps = len(watch.busy) - WARMUP_STEPS
     health = _health(config, world, cache)
     target = size.target if world.place.size == TARGET_RANKS else None
     figures = [
@@ -137,8 +139,8 @@ def _size(name: str, size: Size, rounds: int, world: World) -> dict[str, Any]:
     ]
     return {
         "images": size.images,
-        "steps": steps,
-        "ms": {each: 1000 * statistics.median(seconds) / steps for each, seconds in wall.items()},
+        "steps": size.steps,
+        "ms": {each: 1000 * statistics.median(seconds) / size.steps for each, seconds in wall.items()},
         "seconds": wall,
         "cpu_seconds": cpu,
         "health": health,
@@ -158,14 +160,27 @@ def _to_bare(
     return Figure.of(what, ratios, target=target)
 
 
-def _block(contender: Contender, config: RunConfig, world: World, cache: DataCache) -> Stopwatch:
-    """Of all contenders without the garbage of the block before, and, as a run's ranks are, without a collector that
-    walks through what is imported."""
+def _round(
+    order: Sequence[str], turn: int, config: RunConfig, world: World, cache: DataCache
+) -> dict[str, Stopwatch]:
+    """Each once, side by side, `turn` steps in turn; without the garbage of the round before, and, as a run's ranks
+    are, without a collector that walks through what is imported."""
+
+    def contender(train: Contender) -> Callable[[PassOn], Stopwatch]:
+        def run(pass_on: PassOn) -> Stopwatch:
+            def together() -> None:
+                pass_on()
+                world.gathered(None)  # what a rank is late by is not the next one's
+
+            return train(config, world, cache, Stopwatch(turn, together))
+
+        return run
+
     gc.collect()
     gc.freeze()
     try:
-        world.gathered(None)  # all begin together
-        return contender(config, world, cache)
+        # A run hears signals, which Python lets only its main thread do.
+        return take_turns({name: contender(CONTENDERS[name]) for name in order}, here="bnbench")
     finally:
         gc.unfreeze()
 

@@ -24,12 +24,12 @@ from .block import Stopwatch
 DDP_FLAGS: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}  # as a run has them
 
 
-def bare(config: RunConfig, world: World, cache: DataCache) -> Stopwatch:
+def bare(config: RunConfig, world: World, cache: DataCache, watch: Stopwatch | None = None) -> Stopwatch:
     """What a user would write without any framework: one epoch of the run's network, images, optimizer and schedule,
     averaged over ranks by torch's DDP, and nothing read or logged. Call it on every rank."""
     # torch's advice against the flag, which its successor does not replace yet.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-    setup, watch = set_up(config, world, cache), Stopwatch()
+    setup, watch = set_up(config, world, cache), watch or Stopwatch()
     model, loader = setup.module.model, setup.train_loader
     optimizer, schedule = build_optimizer(model, config, loader.steps)
     if world.place.size > 1:
@@ -58,10 +58,10 @@ class _Plain(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def plain(config: RunConfig, world: World, cache: DataCache) -> Stopwatch:
+def plain(config: RunConfig, world: World, cache: DataCache, watch: Stopwatch | None = None) -> Stopwatch:
     """The same in Lightning as it comes, with automatic optimization and nothing logged. Call it on every rank."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    setup, watch = set_up(config, world, cache), Stopwatch()
+    setup, watch = set_up(config, world, cache), watch or Stopwatch()
     strategy: str | DDPStrategy = "auto"
     if world.place.size > 1:
         environment = JoinedEnvironment(world.place)

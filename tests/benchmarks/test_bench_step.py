@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 
 import pytest
 import torch
@@ -13,10 +15,10 @@ from bnbench import cli
 from bnbench.benchmarks import block, step, yardsticks
 from bnbench.benchmarks.block import WARMUP_STEPS, Stopwatch
 from bnbench.benchmarks.figures import Figure
-from bnbench.training.setup import DataCache
+from bnbench.training.setup import DataCache, settle
 from tests.ranks import on_ranks
 
-TINY = step.Size(("model.width=4",), 2, 6, 1.15)
+TINY = step.Size(("model.width=4",), 2, 6, 2, 1.15)
 FLAGS = (
     "broadcast_buffers",
     "gradient_as_bucket_view",
@@ -27,23 +29,30 @@ FLAGS = (
 
 
 def _trained(world, folder):
-    """By contender: the parameters at the end, the steps that were timed, and the flags of its DDP."""
+    """By contender of a round: its parameters at the end, the flags of its DDP and its threads; and who took which
+    step, in order."""
     os.chdir(folder)
-    config, cache, found = step._config(TINY, world.place.size), DataCache(), {}
-    flags, steps, models = [], [], []
+    config, cache = step._config(TINY, world.place.size), DataCache()
+    settle(config, world)
+    models, flags, threads, taken = {}, {}, {}, []
     wrap, ended, set_up = DistributedDataParallel.__init__, Stopwatch.step_ended, block.set_up
+
+    def who():
+        here = threading.current_thread()
+        return "bnbench" if here is threading.main_thread() else here.name
 
     def noted_wrap(self, module, **options):
         wrap(self, module, **options)
-        flags.append([getattr(self, name) for name in FLAGS])
+        flags[who()] = [getattr(self, name) for name in FLAGS]
 
     def noted_step(self, number):
+        taken.append((who(), number))
+        threads[who()] = torch.get_num_threads()
         ended(self, number)
-        steps.append(number)
 
     def noted_set_up(*words):
         setup = set_up(*words)
-        models.append(setup.module.model)
+        models[who()] = setup.module.model
         return setup
 
     with pytest.MonkeyPatch.context() as patch:
@@ -51,30 +60,41 @@ def _trained(world, folder):
         patch.setattr(Stopwatch, "step_ended", noted_step)
         for module in (block, yardsticks):
             patch.setattr(module, "set_up", noted_set_up)
-        for name, contender in step.CONTENDERS.items():
-            assert contender(config, world, cache).seconds > 0
-            parameters = {path: p.detach().clone() for path, p in models[-1].named_parameters()}
-            found[name] = parameters, [*steps], [*flags]
-            steps.clear()
-            flags.clear()
-    return found
+        watches = step._round(["plain", "bnbench", "bare"], TINY.turn, config, world, cache)
+    assert all(watch.seconds > 0 and watch.cpu_seconds > 0 for watch in watches.values())
+    trained = {
+        name: {path: p.detach().clone() for path, p in model.named_parameters()}
+        for name, model in models.items()
+    }
+    return trained, flags, threads, taken
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_all_contenders_train_one_network_alike(ranks, tmp_path):
-    for found in on_ranks(ranks, _trained, str(tmp_path)):
-        assert list(found) == ["bare", "plain", "bnbench"]
-        parameters, steps, flags = found["bare"]
-        assert steps == list(range(WARMUP_STEPS + TINY.steps))
-        assert [each[:2] for each in flags] == [[False, True]] * (ranks > 1)
+def test_all_contenders_train_one_network_alike_a_few_steps_each_in_turn(ranks, tmp_path):
+    turns = [range(WARMUP_STEPS)] + [
+        range(first, first + TINY.turn) for first in range(WARMUP_STEPS, WARMUP_STEPS + TINY.steps, TINY.turn)
+    ]
+    for trained, flags, threads, taken in on_ranks(ranks, _trained, str(tmp_path)):
+        assert taken == [
+            (name, number) for turn in turns for name in ("plain", "bnbench", "bare") for number in turn
+        ]
+        assert set(threads.values()) == {1}
+        if ranks > 1:
+            assert flags["bare"][:2] == [False, True] and flags["plain"] == flags["bnbench"] == flags["bare"]
         for name in ("plain", "bnbench"):
-            its_parameters, its_steps, its_flags = found[name]
-            assert (its_steps, its_flags) == (steps, flags), name
-            for path, value in parameters.items():
-                assert torch.equal(value, its_parameters[path]), (name, path)
+            for path, value in trained["bare"].items():
+                assert torch.equal(value, trained[name][path]), (name, path)
 
 
-def test_a_block_is_an_epoch_with_all_that_a_run_looks_at():
+def test_what_is_between_turns_is_not_timed():
+    watch = Stopwatch(2, lambda: time.sleep(0.2))
+    for number in range(WARMUP_STEPS + 4):
+        watch.step_ended(number)
+    assert 0 < watch.seconds < 0.2  # of three times 0.2 s
+    assert len(watch.busy) == WARMUP_STEPS + 4
+
+
+def test_a_round_is_an_epoch_with_all_that_a_run_looks_at():
     for size in step.SIZES.values():
         config = step._config(size, 2)
         assert config.per_device_batch == size.images and config.trainer.world_size == 2
@@ -130,7 +150,7 @@ def test_the_targets_are_for_two_ranks():
     ("words", "said"),
     [
         (["--rounds=0"], "--rounds=0 and --ranks=2 must be at least 1"),
-        (["--ranks=0"], "--rounds=20 and --ranks=0 must be at least 1"),
+        (["--ranks=0"], "--rounds=10 and --ranks=0 must be at least 1"),
         (
             ["--sizes=resnet8-2,resnet9"],
             "--sizes=resnet9 is unknown; known: resnet8-32, resnet8-2, resnet50-4",
