@@ -433,6 +433,36 @@ def _killed_service_then_another(world: Any, config: RunConfig, environment: dic
     return dataclasses.replace(ending, warnings=ending.warnings + other.warnings)
 
 
+TWO_RUNS = """
+import importlib.metadata, sys
+from pathlib import Path
+from bnbench import wandb_run
+read, times = importlib.metadata.distributions, []
+importlib.metadata.distributions = lambda **words: times.append(1) or read(**words)
+for name in ("a", "b"):
+    folder = Path(name)
+    folder.mkdir()
+    wandb_run.open_run("offline", 30, 30, folder, id=name, project="p").finish()
+    print(len(times))
+"""
+
+
+def test_packages_are_read_once_a_process_and_named_in_every_run(tmp_path, home):
+    environment = clean_environment(HOME=str(home))
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_RUNS], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    after_first, after_second = map(int, done.stdout.split())
+    assert after_first == after_second > 0
+    first, second = (
+        path.read_text().splitlines()
+        for path in sorted(tmp_path.glob("*/wandb/offline-run-*/files/requirements.txt"))
+    )
+    assert sorted(first) == sorted(second) and any(line.startswith("torch==") for line in first)
+
+
 def test_an_id_in_the_environment_wins(tmp_path, world, server, home):
     """As a `wandb agent` gives it; the record knows, and so does `bnbench sync`."""
     config = _config(tmp_path, "logger.mode=offline")
