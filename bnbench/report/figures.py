@@ -68,7 +68,7 @@ def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
         figure.suptitle(_title(panels), x=0.01, ha="left", fontsize=10)
         _settle(figure)
         png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=200)
+        figure.savefig(png, format="png", dpi=200, pil_kwargs={"compress_level": 3})
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
 
