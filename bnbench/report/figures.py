@@ -146,9 +146,11 @@ def _draw_line(
     """A norm with NBS: means joined, 95% t intervals, and each seed faintly."""
     cells = sorted(cells, key=lambda cell: cell.nbs or 0)
     x = [(cell.nbs or 0) * shift for cell in cells]
-    for at, cell in zip(x, cells, strict=True):
-        left = [at * 2**-0.09] * len(cell.errors)  # beside the interval, which would hide them
-        axes.plot(left, cell.errors, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0, zorder=3)
+    left = [
+        at * 2**-0.09 for at, cell in zip(x, cells, strict=True) for _ in cell.errors
+    ]  # not under the bar
+    seeds = [error for cell in cells for error in cell.errors]
+    axes.plot(left, seeds, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0, zorder=3)
     found = [cell.error for cell in cells]
     axes.errorbar(
         x,
