@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -81,7 +82,9 @@ def _call(verb: str, rest: list[str]) -> int:
     if verb == "report":
         from bnbench import report
 
-        return report.main(rest)
+        code = report.main(rest)
+        gc.freeze()  # what was read ends with this process: Python need not look through all of it once more
+        return code
     if verb == "sync":
         from bnbench import sync
 

@@ -208,7 +208,6 @@ def main(argv: list[str]) -> int:
             print(f"  {problem}")
     for what, path in (("page", report.page_html), ("figure", report.figure_png), ("csv", report.table_csv)):
         print(f"{what:<7}{path}")
-    gc.freeze()  # what was read ends with the process: without this, Python looks through all of it once more
     return _published(report, arguments) if arguments.wandb else 0
 
 
