@@ -53,7 +53,7 @@ def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
         matplotlib.rcdefaults()  # a user's matplotlibrc does not change a report
         matplotlib.rcParams.update(STYLE)
         height = PANEL[1] + 0.15 * max(len(panel.title) // TITLE for panel in panels)
-        figure = Figure(figsize=(PANEL[0] * columns + 0.4, height * rows + 0.6), layout="constrained")
+        figure = Figure(figsize=(PANEL[0] * columns + 0.4, height * rows + 0.6))
         FigureCanvasAgg(figure)
         same_scale = len({panel.title.partition(",")[0] for panel in panels}) == 1  # model and data
         grid = figure.subplots(rows, columns, squeeze=False, sharey=same_scale)
@@ -75,8 +75,9 @@ def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
 
 def _settle(figure: Figure) -> None:
     """Lay out the axes and place the legends once: each file would do so anew."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine(None)
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    ConstrainedLayoutEngine().execute(figure)
     for axes in figure.axes:
         if (legend := axes.get_legend()) is not None:
             legend.set_loc(tuple(axes.transAxes.inverted().transform(legend.get_window_extent().p0)))
