@@ -67,6 +67,9 @@ class Record:
     speed: dict[str, Any] = field(default_factory=dict)
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
 def digest(identity: Mapping[str, Any], length: int = 8) -> str:
     """A short hexadecimal name for an identity, independent of key order."""
     return short_name(canonical(identity), length)
@@ -79,7 +82,7 @@ def short_name(text: str, length: int = 8) -> str:
 
 def canonical(identity: Mapping[str, Any]) -> str:
     """An identity as JSON, the same for equal ones: keys sorted, no spaces."""
-    return json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return _CANONICAL.encode(identity)
 
 
 def cell_of(identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +185,8 @@ def find_files(root: Path, name: str) -> list[Path]:
 
     Not by rglob: it ends where a folder goes while it looks, as checkpoints of a sweep that is under way do.
     """
-    return sorted(Path(folder, name) for folder, _, files in os.walk(root) if name in files)
+    found = [folder for folder, _, files in os.walk(root) if name in files]
+    return [Path(folder, name) for folder in sorted(found, key=lambda folder: folder.split(os.sep))]
 
 
 def is_finished(folder: Path) -> bool:

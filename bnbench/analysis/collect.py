@@ -144,7 +144,8 @@ def _record_paths(roots: Sequence[Path]) -> dict[Path, Path]:
             raise ValueError(f"{root} {why}: name a folder with run folders in it, such as runs/<sweep>")
         real = root.resolve()  # find_records follows no links below it
         for path in find_records(root):
-            paths.setdefault(real / path.relative_to(root), (path, root))
+            below = path if len(roots) == 1 else real / path.relative_to(root)
+            paths.setdefault(below, (path, root))
     return dict(paths.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ class Files:
         self.cache = cache
         self._known: dict[str, tuple[int, int, str]] = {}
         self._used: dict[str, tuple[int, int, str]] = {}
+        self._here = str(Path.cwd())
         self.read_anew = 0
         if cache is not None and cache.exists():
             self._known = _load(cache)
 
     def read(self, path: Path) -> str:
         """Raises OSError, or UnicodeDecodeError, as reading it does."""
-        name = str(path.absolute())
+        name = os.path.join(self._here, path)  # noqa: PTH118 - of many thousands
         if name in self._used:
             return self._used[name][2]
         state = path.stat()

@@ -97,9 +97,9 @@ def _notes(collected: Collected) -> list[str]:
 
 def _runs(collected: Collected, out: Path) -> list[RunRow]:
     runs = collected.runs
-    folders = {root: Path(os.path.relpath(root, out)) for root in runs["root"].unique()}
+    folders = {root: os.path.relpath(root, out) for root in runs["root"].unique()}
     return [
-        _run(record, (folders[root] / Path(path).relative_to(root)).as_posix(), error)
+        _run(record, os.path.normpath(f"{folders[root]}/{path.removeprefix(f'{root}/')}"), error)
         for record, root, path, error in zip(
             collected.records, runs["root"], runs["path"], runs["val_error"], strict=True
         )
