@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Runs a command line of bnbench and leaves its own VmHWM, in kB, in a file. Not ru_maxrss: that begins at what
-# the process held that started this one.
+# Runs a command line of bnbench and leaves its own VmHWM and its largest child's peak, summed, in kB in a file. Its own
+# is not ru_maxrss: that begins at what the process held that started this one, which for its children is little.
 _PROBE = """
-import pathlib, sys
+import pathlib, resource, sys
 from bnbench.cli import main
 target, *words = sys.argv[1:]
 code = main(words)
 status = pathlib.Path("/proc/self/status").read_text()
-pathlib.Path(target).write_text(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+pathlib.Path(target).write_text(str(peak + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 sys.exit(code)
 """
 
@@ -57,7 +58,7 @@ def bnbench(*words: str) -> list[str]:
 
 
 def run_with_peak(*words: str) -> tuple[Finished, int]:
-    """`bnbench` with these words, and the most bytes that were resident. Linux only."""
+    """`bnbench` with these words, and the most bytes that it and its largest child had resident. Linux only."""
     with tempfile.TemporaryDirectory() as folder:
         peak = Path(folder) / "peak"
         finished = run([sys.executable, "-c", _PROBE, str(peak), *words])

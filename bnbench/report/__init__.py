@@ -70,45 +70,47 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
     from bnbench.analysis.claims import judge
     from bnbench.analysis.collect import collect
     from bnbench.analysis.statistics import cells
-    from bnbench.report import claims, figures, gather, html, latex, page, table, verdict
+    from bnbench.report import claims, gather, html, latex, page, table, verdict
+    from bnbench.report.drawing import drawing
 
-    cache = Files(out / CACHE)
-    collected = collect(roots, cache)
-    summary = cells(collected.runs)
-    found = answer(collected, summary, question, cache)
-    report = Report(
-        figure_png=out / "figure.png",
-        figure_svg=out / "figure.svg",
-        table_md=out / "table.md",
-        table_csv=out / "cells.csv",
-        runs_csv=out / "runs.csv",
-        page_md=out / "report.md",
-        page_html=out / "report.html",
-        collected=collected,
-        cells=summary,
-        answer=found,
-        claims=judge(collected.evidence),
-    )
-    compared = [panel for panel in found.panels if not panel.ranged]
-    png, svg = figures.error_against_nbs(compared or found.panels)
-    runs_parquet = io.BytesIO()
-    collected.runs.write_parquet(runs_parquet)
-    files = {
-        report.figure_png: png,
-        report.figure_svg: svg,
-        report.table_md: table.markdown(summary).encode(),
-        report.table_csv: summary.write_csv().encode(),
-        report.runs_csv: collected.runs.write_csv().encode(),
-        out / "runs.parquet": runs_parquet.getvalue(),
-        out / "comparisons.csv": verdict.to_csv(found).encode(),
-        out / "table.tex": latex.table(found).encode(),
-    }
-    if report.claims:
-        files[out / "claims.csv"] = claims.to_csv(report.claims).encode()
-    beside = [*(path.name for path in files), report.page_md.name]
-    said = gather.context(roots, out, question, collected, summary, report.claims, beside)
-    files[report.page_md] = page.page(collected, summary, found, said, report.figure_png.name).encode()
-    files[report.page_html] = html.render(found, said).encode()
+    with drawing() as figure:
+        cache = Files(out / CACHE)
+        collected = collect(roots, cache)
+        summary = cells(collected.runs)
+        found = answer(collected, summary, question, cache)
+        report = Report(
+            figure_png=out / "figure.png",
+            figure_svg=out / "figure.svg",
+            table_md=out / "table.md",
+            table_csv=out / "cells.csv",
+            runs_csv=out / "runs.csv",
+            page_md=out / "report.md",
+            page_html=out / "report.html",
+            collected=collected,
+            cells=summary,
+            answer=found,
+            claims=judge(collected.evidence),
+        )
+        compared = [panel for panel in found.panels if not panel.ranged]
+        figure.begin(compared or found.panels)
+        runs_parquet = io.BytesIO()
+        collected.runs.write_parquet(runs_parquet)
+        files = {
+            report.table_md: table.markdown(summary).encode(),
+            report.table_csv: summary.write_csv().encode(),
+            report.runs_csv: collected.runs.write_csv().encode(),
+            out / "runs.parquet": runs_parquet.getvalue(),
+            out / "comparisons.csv": verdict.to_csv(found).encode(),
+            out / "table.tex": latex.table(found).encode(),
+        }
+        if report.claims:
+            files[out / "claims.csv"] = claims.to_csv(report.claims).encode()
+        drawn = report.figure_png, report.figure_svg
+        beside = [*(path.name for path in (*drawn, *files)), report.page_md.name]
+        said = gather.context(roots, out, question, collected, summary, report.claims, beside)
+        files[report.page_md] = page.page(collected, summary, found, said, report.figure_png.name).encode()
+        files[report.page_html] = html.render(found, said).encode()
+        files |= zip(drawn, figure.result(), strict=True)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():

@@ -36,6 +36,13 @@ TITLE = 54  # characters of a line that fit over a panel
 LOST = "no error to show"
 
 
+def prepare() -> None:
+    """Import what drawing takes a second to import."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
+
+
 def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG: a line for each norm, in as many panels as there are.
 

@@ -76,12 +76,13 @@ def test_every_report_is_of_all_records_into_a_folder_that_is_new(monkeypatch):
     assert sizes == [1, *[1, 3, 7] * 2], "one untimed"
     assert len(set(outs)) == 7
     rows = {row["name"]: row["value"] for row in result["figures"]}
-    assert rows["7 records: processor time"] == 7 and rows["3 records: peak memory"] == 3
+    assert rows["7 records: time"] == 14 and rows["7 records: processor time"] == 7
+    assert rows["3 records: peak memory"] == 3
     assert rows["growth: a further record, 3 to 7 / 1 to 3"] == 1
 
 
 def a_row(seconds: float, peak: float = 5e8) -> dict[str, list[float]]:
-    return {"cpu_seconds": [seconds] * 6, "peak_bytes": [peak] * 6}
+    return {"seconds": [seconds] * 6, "cpu_seconds": [seconds] * 6, "peak_bytes": [peak] * 6}
 
 
 def test_growth_leaves_the_start_out_and_sees_a_square():
