@@ -82,9 +82,12 @@ def _call(verb: str, rest: list[str]) -> int:
     if verb == "report":
         from bnbench import report
 
-        code = report.main(rest)
-        gc.freeze()  # what was read ends with this process: Python need not look through all of it once more
-        return code
+        gc.disable()  # what is read stays to the end of this process
+        try:
+            return report.main(rest)
+        finally:
+            gc.freeze()  # nor need Python look through all of it at its end
+            gc.enable()
     if verb == "sync":
         from bnbench import sync
 

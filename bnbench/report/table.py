@@ -86,7 +86,7 @@ def _escaped(text: str) -> str:
 
 
 def show(cells: pl.DataFrame) -> None:
-    """Print the table to the terminal. A file or a pipe gets as wide a table as it takes, 80 at least."""
+    """Print the table to the terminal. A file or a pipe gets as wide a table as it takes."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -103,8 +103,7 @@ def show(cells: pl.DataFrame) -> None:
     for row in rows:
         table.add_row(*row[first:])
     if not console.is_terminal:
-        needed = table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum
-        console.width = max(80, needed)
+        console.width = 10_000
     console.print(table)
     console.width = min(console.width, 100)
     for label in labels(cells):
