@@ -159,7 +159,7 @@ def _data_options(data: argparse.ArgumentParser) -> None:
 
 
 def _report_options(report: argparse.ArgumentParser) -> None:
-    report.add_argument("--rounds", type=int, default=6, help="rounds over all sizes (default 6)")
+    report.add_argument("--rounds", type=int, default=12, help="rounds over all sizes (default 12)")
     report.add_argument(
         "--records",
         type=_numbers,

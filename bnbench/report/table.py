@@ -86,7 +86,7 @@ def _escaped(text: str) -> str:
 
 
 def show(cells: pl.DataFrame) -> None:
-    """Print the table to the terminal. A file or a pipe gets as wide a table as it takes."""
+    """Print the table to the terminal. A file or a pipe gets as wide a table as it takes, 80 at least."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -103,7 +103,8 @@ def show(cells: pl.DataFrame) -> None:
     for row in rows:
         table.add_row(*row[first:])
     if not console.is_terminal:
-        console.width = 10_000
+        needed = table.__rich_measure__(console, console.options.update(max_width=10_000)).maximum
+        console.width = max(80, needed)
     console.print(table)
     console.width = min(console.width, 100)
     for label in labels(cells):
