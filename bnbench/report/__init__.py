@@ -71,9 +71,9 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
     from bnbench.analysis.collect import collect
     from bnbench.analysis.statistics import cells
     from bnbench.report import claims, gather, html, latex, page, table, verdict
-    from bnbench.report.drawing import drawing
+    from bnbench.report.drawing import drawn_beside
 
-    with drawing() as figure:
+    with drawn_beside() as figure:
         cache = Files(out / CACHE)
         collected = collect(roots, cache)
         summary = cells(collected.runs)

@@ -41,7 +41,7 @@ class Drawing:
 
 
 @contextlib.contextmanager
-def drawing() -> Iterator[Drawing]:
+def drawn_beside() -> Iterator[Drawing]:
     """A `Drawing`; at the end of the context, what it has not drawn is given up."""
     beside = _start()
     with beside or contextlib.nullcontext(), ThreadPoolExecutor(1) as thread:

@@ -36,7 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 
 def test_it_is_the_same(panels: list[Panel], started: list[subprocess.Popen[bytes]]) -> None:
-    with drawing.drawing() as figure:
+    with drawing.drawn_beside() as figure:
         figure.begin(panels)
         assert figure.result() == figures.error_against_nbs(panels)
     assert started[0].returncode == 0
@@ -47,7 +47,7 @@ def test_without_the_process_it_is_drawn_here(
     panels: list[Panel], started: list[subprocess.Popen[bytes]], python: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", python)
-    with drawing.drawing() as figure:
+    with drawing.drawn_beside() as figure:
         figure.begin(panels)
         assert figure.result() == figures.error_against_nbs(panels)
 
@@ -56,7 +56,7 @@ def test_without_the_process_it_is_drawn_here(
 def test_a_report_that_is_refused_leaves_no_process(
     panels: list[Panel], started: list[subprocess.Popen[bytes]], begun: bool
 ) -> None:
-    with contextlib.suppress(ZeroDivisionError), drawing.drawing() as figure:
+    with contextlib.suppress(ZeroDivisionError), drawing.drawn_beside() as figure:
         if begun:
             figure.begin(panels)
         raise ZeroDivisionError
