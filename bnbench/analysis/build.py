@@ -25,26 +25,36 @@ if TYPE_CHECKING:
     from bnbench.analysis.collect import Collected
 
 
-def answer(
-    collected: Collected, cells: pl.DataFrame, question: Question = DEFAULT, files: Files | None = None
-) -> Answer:
-    """Raises ValueError where no norm or line of the records is the question's baseline."""
-    runs = collected.runs
-    shown = panels(runs, cells)
+def outline(collected: Collected, cells: pl.DataFrame, question: Question = DEFAULT) -> list[Panel]:
+    """The panels with their cells, and where lines meet the baseline's: all that a figure shows.
+
+    Raises ValueError where no norm or line of the records is the question's baseline.
+    """
+    shown = panels(collected.runs, cells)
     known = sorted({name for panel in shown for cell in panel.cells for name in (cell.norm, cell.line)})
     if question.baseline not in known and question.baseline != DEFAULT.baseline:
         raise ValueError(
             f"--baseline {question.baseline} is in none of these records: choose one of {', '.join(known)}"
         )
+    errors = errors_by_seed(collected.runs)
+    return [replace(panel, crossovers=tuple(crossovers(panel, errors, question.baseline))) for panel in shown]
+
+
+def answer(
+    collected: Collected,
+    cells: pl.DataFrame,
+    shown: list[Panel],
+    question: Question = DEFAULT,
+    files: Files | None = None,
+) -> Answer:
+    """`shown` is the `outline` of them for this question."""
+    runs = collected.runs
     errors = errors_by_seed(runs)
     compared = contrasts(shown, errors, _diverged(runs), question.baseline, question.resolve, question.family)
     shown, together = compared[: len(shown)], compared[len(shown) :]
     # What a step takes is each panel's own.
     untimed = {cell.key: replace(cell, step_ms=None) for panel in shown for cell in panel.cells}
     together = [replace(panel, sentences=sentences(panel, question.resolve, untimed)) for panel in together]
-    shown = [
-        replace(panel, crossovers=tuple(crossovers(panel, errors, question.baseline))) for panel in shown
-    ]
     shown = [replace(panel, sentences=sentences(panel, question.resolve)) for panel in shown]
     found = courses(runs, files or Files())
     return Answer(

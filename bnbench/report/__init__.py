@@ -66,7 +66,7 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
     Raises ValueError with one line where a root does not exist, no record is usable, the question names what is not
     there, or `out` cannot be written.
     """
-    from bnbench.analysis.build import answer
+    from bnbench.analysis.build import answer, outline
     from bnbench.analysis.claims import judge
     from bnbench.analysis.collect import collect
     from bnbench.analysis.statistics import cells
@@ -77,7 +77,9 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
         cache = Files(out / CACHE)
         collected = collect(roots, cache)
         summary = cells(collected.runs)
-        found = answer(collected, summary, question, cache)
+        shown = outline(collected, summary, question)
+        figure.begin([panel for panel in shown if not panel.ranged] or shown)
+        found = answer(collected, summary, shown, question, cache)
         report = Report(
             figure_png=out / "figure.png",
             figure_svg=out / "figure.svg",
@@ -91,8 +93,6 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
             answer=found,
             claims=judge(collected.evidence),
         )
-        compared = [panel for panel in found.panels if not panel.ranged]
-        figure.begin(compared or found.panels)
         runs_parquet = io.BytesIO()
         collected.runs.write_parquet(runs_parquet)
         files = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bnbench.analysis.answer import Answer
-from bnbench.analysis.build import answer
+from bnbench.analysis.build import answer, outline
 from bnbench.analysis.collect import collect
 from bnbench.analysis.published import tables
 from bnbench.analysis.question import Question
@@ -23,7 +23,8 @@ HEAD = "epoch,step,lr,train_loss,train_error,val_loss,val_error,train_seconds,va
 
 def answered(*roots: Path, **question: Any) -> Answer:
     collected = collect(roots)
-    return answer(collected, cells(collected.runs), Question(**question))
+    summary, asked = cells(collected.runs), Question(**question)
+    return answer(collected, summary, outline(collected, summary, asked), asked)
 
 
 def run(root: Path, errors: tuple[float, ...] = (), seconds: float = 2.0, **options: Any) -> Record:

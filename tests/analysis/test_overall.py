@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from bnbench.analysis.answer import Answer
-from bnbench.analysis.build import answer
+from bnbench.analysis.build import answer, outline
 from bnbench.analysis.collect import collect
 from bnbench.analysis.question import Question
 from bnbench.analysis.statistics import cells
@@ -22,7 +22,8 @@ MODELS = ("resnet8", "densenet40", "vgg11")
 
 def answered(root: Path, **question: str) -> Answer:
     collected = collect([root])
-    return answer(collected, cells(collected.runs), Question(**question))  # type: ignore[arg-type]
+    summary, asked = cells(collected.runs), Question(**question)  # type: ignore[arg-type]
+    return answer(collected, summary, outline(collected, summary, asked), asked)
 
 
 def write_models(root: Path, seeds: int, gain: float, spread: float = 0.3) -> dict[str, list[float]]:

@@ -31,19 +31,6 @@ def test_improvement_is_mann_whitneys_u(left: list[float], right: list[float]) -
     assert improvement(right, left) == pytest.approx(1 - found)
 
 
-@given(st.lists(NUMBERS, min_size=1, max_size=3))
-@settings(deadline=None, max_examples=30)
-def test_the_bootstrap_is_scipys(strata: list[list[float]]) -> None:
-    known = stats.bootstrap(
-        strata,
-        lambda *samples, axis=-1: np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0),
-        n_resamples=9_999,
-        vectorized=True,
-        rng=0,
-    ).confidence_interval
-    assert bootstrap(strata) == pytest.approx((known.low, known.high))
-
-
 def test_the_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
     """Two strata with means of their own: a resampling that mixed them would be far too wide."""
     draw = np.random.default_rng(0)
