@@ -17,6 +17,8 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from torch import Tensor
 from torch.optim import Optimizer
 
+from .callbacks.look import is_compiled
+
 
 class StepLoop(_TrainingEpochLoop):
     """An epoch whose module optimizes by itself, logs nothing by `self.log` and takes batches that are on its device.
@@ -79,4 +81,12 @@ class OneDevice(_Straight, SingleDeviceStrategy):
 
 
 class Ranks(_Straight, DDPStrategy):
-    pass
+    def training_step(self, *arguments: Any, **named: Any) -> Any:
+        """Not through DDP's forward, which Lightning leads back to the module's own training step by replacing that
+        one's forward for a moment: what readies DDP's buckets is `pre_backward`. A compiled network is split by what
+        DDP's forward tells its compiler."""
+        module: Any = self.lightning_module
+        if is_compiled(module.model):
+            return super().training_step(*arguments, **named)
+        with self.precision_plugin.train_step_context():
+            return module.training_step(*arguments, **named)
