@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -164,9 +163,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(f"no record of a run below {', '.join(map(str, arguments.folders))}{without}")
     rows = sent = 0
     lacking = len(found.unusable)
-    with tempfile.TemporaryDirectory(prefix="bnbench-sync-") as staging:
-        wandb_run.set_environment(Path(staging))
-        try:
+    try:
+        with wandb_run.staging():
             server = Server(arguments.init_timeout, arguments.finish_timeout)
             width = max(len(run.record.name) for run in runs)
             for run in runs:
@@ -182,11 +180,9 @@ def main(argv: Sequence[str]) -> int:
                     mark_sent(run)
                 print(f"{run.record.name:{width}}  {_told(run, missing, arguments.dry_run)}", flush=True)
                 rows, sent = rows + len(missing.points), sent + bool(missing)
-        except LostError as error:
-            print(f"bnbench sync: {error}: {UNREFUSED}", file=sys.stderr)
-            return 1
-        finally:
-            wandb_run.end_service()  # before its staging folder goes
+    except LostError as error:
+        print(f"bnbench sync: {error}: {UNREFUSED}", file=sys.stderr)
+        return 1
     verb = "to send" if arguments.dry_run else "sent"
     others = f"{lacking} could not be; " if lacking else ""
     print(

@@ -10,6 +10,7 @@ import netrc
 import os
 import re
 import sys
+import tempfile
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ SETTINGS = {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_SILENT": "true",
 }
+PLACES = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
 JOB = "train"  # W&B's job type of the runs that train
 API_SECONDS = 30  # that a question to the server may take
 END_SECONDS = 5.0  # that its service may take to end
@@ -44,10 +46,23 @@ class LostError(Exception):
 
 def set_environment(folder: Path) -> None:
     """Set what the user has not set; what W&B stages and caches goes into `folder` rather than the home folder."""
-    places = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache"}
-    beside = {key: str(folder.absolute() / ".wandb" / name) for key, name in places.items()}
+    beside = {key: str(folder.absolute() / ".wandb" / name) for key, name in PLACES.items()}
     for key, value in (SETTINGS | beside).items():
         os.environ.setdefault(key, value)
+
+
+@contextlib.contextmanager
+def staging() -> Iterator[None]:
+    """In here W&B stages and caches in a folder of its own that is gone afterwards, with the service that used it."""
+    before = {key: os.environ.get(key) for key in PLACES}
+    with tempfile.TemporaryDirectory(prefix="bnbench-wandb-", ignore_cleanup_errors=True) as folder:
+        set_environment(Path(folder))
+        try:
+            yield
+        finally:
+            end_service()  # it writes there
+            for key in (key for key, value in before.items() if value is None):
+                os.environ.pop(key, None)  # else W&B would make that folder anew
 
 
 def run_id(name: str, identity: Mapping[str, Any]) -> str:

@@ -41,10 +41,10 @@ def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wa
     monkeypatch.chdir(tmp_path)
     with WandbStub() as stub:
         environment = clean_environment(HOME=str(tmp_path / "home"), **stub.environment())
-        for key in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", *wandb_run.SETTINGS):
+        for key in (*wandb_run.PLACES, *wandb_run.SETTINGS):
             environment.setdefault(key, "")  # known to monkeypatch, which puts back what the verb sets
         for key, value in environment.items():
             monkeypatch.setenv(key, value)
-        for key in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", *wandb_run.SETTINGS):
+        for key in (*wandb_run.PLACES, *wandb_run.SETTINGS):
             monkeypatch.delenv(key)
         yield stub

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,18 @@ def test_tags_are_as_long_as_wandb_takes_them(tmp_path, server, capsys):
     assert _sync(capsys, str(tmp_path))[0] == 0
     (*_, tag) = server.runs[_id(config)].attributes["tags"]
     assert tag == long[-64:]
+
+
+def test_its_folder_goes_and_one_of_the_users_stays(tmp_path, server, monkeypatch):
+    mine, theirs = wandb_run.PLACES
+    monkeypatch.setenv(theirs, str(tmp_path / "cache"))
+    with wandb_run.staging():
+        made = Path(os.environ[mine])
+        made.mkdir(parents=True)
+        assert os.environ[theirs] == str(tmp_path / "cache")
+    assert not made.exists() and not made.parent.parent.exists()
+    assert mine not in os.environ, "or W&B would make it anew"
+    assert os.environ[theirs] == str(tmp_path / "cache")
 
 
 def test_it_imports_no_torch(tmp_path, server):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from bnbench import wandb_run
@@ -75,9 +73,8 @@ def publish(
     homes = [wandb_run.home(record) for record in records if "logger" in record.config]
     project = project or _the_one("project", {home[0] for home in homes}) or "bnbench"
     entity = entity or _the_one("entity", {home[1] for home in homes})
-    with tempfile.TemporaryDirectory(prefix="bnbench-report-") as staging:
-        wandb_run.set_environment(Path(staging))
-        try:
+    try:
+        with wandb_run.staging():
             api, own = wandb_run.connect()
             entity = entity or own
             server = CurveRuns(api, entity, project, name, INIT_SECONDS, FINISH_SECONDS)
@@ -88,10 +85,8 @@ def publish(
             made = blocks(answer, records, found, trained)
             with wandb_run.asking():
                 url, new = _save(api, entity, project, name, made)
-        except LostError as error:
-            raise ValueError(f"{error}: nothing is lost: the same command again goes on from here") from None
-        finally:
-            wandb_run.end_service()  # before its staging folder goes
+    except LostError as error:
+        raise ValueError(f"{error}: nothing is lost: the same command again goes on from here") from None
     return Posted(url, new, sent, len(runs))
 
 
