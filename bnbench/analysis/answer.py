@@ -68,8 +68,9 @@ class Contrast:
 
     `family` names the comparisons that are corrected together (Holm), `p_holm` is that; `effect` is Cohen's d_z,
     `improvement` the probability that a run of the left has the lower error (ties half).
-    `seeds_needed`: pairs that would resolve a difference of `Answer.resolve` points at this spread.
-    The interval of `difference` is Student's, from ten pairs on a bootstrap's (BCa).
+    `seeds_needed`: pairs that would resolve a difference of `Answer.resolve` points at this spread, uncorrected.
+    The interval of `difference` is Student's; `bootstrap_low` and `_high` are those of a bootstrap over the seeds
+    (BCa), from ten pairs on. `sides`: the cells whose differences it is the mean of, by key; of one panel, one pair.
     """
 
     panel: str
@@ -87,14 +88,18 @@ class Contrast:
     effect: float | None = None
     improvement: float | None = None
     seeds_needed: int | None = None
+    bootstrap_low: float | None = None
+    bootstrap_high: float | None = None
     note: str = ""
+    sides: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Crossover:
-    """The NBS at which two lines of a panel meet; low and high: where the paired difference's interval holds zero.
+    """The NBS at which two lines of a panel meet; low and high: the nearest NBS at which they were told apart.
 
-    `low` None: below `first`, the smallest NBS at which the two were compared; `high` None: above `last`, the largest.
+    `low` None: no verdict down to `first`, the smallest NBS at which the two were compared; `high` None: none up to
+    `last`, the largest.
     """
 
     panel: str
@@ -188,8 +193,8 @@ class SideBySide:
 
     `speed` is step time right / left, by geometric means. `outcome` of the right: "better" or "worse" (a regression)
     where it is beyond noise after Holm's correction over all such cells, else "not distinguishable", "identical", "one
-    pair" or "not measured". Where a seed diverged in one of the folders there is no difference, the folder with more of
-    them is worse, and `note` says so.
+    pair" or "not measured". Where a seed diverged in one of the folders there is no difference: "more diverged" or
+    "fewer diverged" counts and tests nothing, and `note` has the counts.
     """
 
     cell: str

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bnbench.analysis.answer import Answer, Panel, TimeToTarget
-from bnbench.analysis.contrasts import contrasts
+from bnbench.analysis.contrasts import contrasts, detailed
 from bnbench.analysis.costs import norm_costs
 from bnbench.analysis.crossover import crossovers
 from bnbench.analysis.files import Files
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 
 def outline(collected: Collected, cells: pl.DataFrame, question: Question = DEFAULT) -> list[Panel]:
-    """The panels with their cells, and where lines meet the baseline's: all that a figure shows.
+    """The panels with their cells, their verdicts, and where lines meet the baseline's: all that a figure shows.
 
+    Behind them those over several panels, which have no cells.
     Raises ValueError where no norm or line of the records is the question's baseline.
     """
     shown = panels(collected.runs, cells)
@@ -37,7 +38,9 @@ def outline(collected: Collected, cells: pl.DataFrame, question: Question = DEFA
             f"--baseline {question.baseline} is in none of these records: choose one of {', '.join(known)}"
         )
     errors = errors_by_seed(collected.runs)
-    return [replace(panel, crossovers=tuple(crossovers(panel, errors, question.baseline))) for panel in shown]
+    diverged = _diverged(collected.runs)
+    compared = contrasts(shown, errors, diverged, question.baseline, question.resolve, question.family)
+    return [replace(panel, crossovers=tuple(crossovers(panel)) if panel.cells else ()) for panel in compared]
 
 
 def answer(
@@ -50,12 +53,16 @@ def answer(
     """`shown` is the `outline` of them for this question."""
     runs = collected.runs
     errors = errors_by_seed(runs)
-    compared = contrasts(shown, errors, _diverged(runs), question.baseline, question.resolve, question.family)
-    shown, together = compared[: len(shown)], compared[len(shown) :]
+    judged = [detailed(panel, errors) for panel in shown]
+    shown, together = [one for one in judged if one.cells], [one for one in judged if not one.cells]
     # What a step takes is each panel's own.
     untimed = {cell.key: replace(cell, step_ms=None) for panel in shown for cell in panel.cells}
     together = [replace(panel, sentences=sentences(panel, question.resolve, untimed)) for panel in together]
-    shown = [replace(panel, sentences=sentences(panel, question.resolve)) for panel in shown]
+    twice = _twice(collected)
+    shown = [
+        replace(panel, sentences=(*sentences(panel, question.resolve), *_of_two_folders(panel, twice)))
+        for panel in shown
+    ]
     found = courses(runs, files or Files())
     return Answer(
         title=_title(cells),
@@ -75,6 +82,26 @@ def answer(
 def _title(cells: pl.DataFrame) -> str:
     models, data, norms = (", ".join(dict.fromkeys(cells[key])) for key in ("model", "data", "norm"))
     return f"{models} on {data}: {norms}"
+
+
+def _twice(collected: Collected) -> dict[str, list[str]]:
+    """By cell, the folder whose run counts, of each run that several folders hold."""
+    folders: dict[tuple[str, int], set[str]] = {}
+    for cell, seed, root in collected.sides.select("cell", "seed", "root").iter_rows():
+        folders.setdefault((cell, seed), set()).add(root)
+    found: dict[str, list[str]] = {}
+    for cell, seed, root in collected.runs.select("cell", "seed", "root").iter_rows():
+        if len(folders.get((cell, seed), ())) > 1:
+            found.setdefault(cell, []).append(root)
+    return found
+
+
+def _of_two_folders(panel: Panel, twice: dict[str, list[str]]) -> list[str]:
+    used = [root for cell in panel.cells for root in twice.get(cell.key, [])]
+    if not used:
+        return []
+    runs = f"{len(used):,} run{'s are' if len(used) > 1 else ' is'}"
+    return [f"{runs} in several folders: here those of {' and '.join(dict.fromkeys(used))} count."]
 
 
 def _diverged(runs: pl.DataFrame) -> dict[str, set[int]]:

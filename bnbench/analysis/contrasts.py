@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from bnbench import catalog
 from bnbench.analysis.answer import CellView, Contrast, Interval, Outcome, Panel
-from bnbench.analysis.overall import Errors, overall
+from bnbench.analysis.overall import Errors, differences, overall
 from bnbench.analysis.paired import (
     BOOTSTRAP_FROM,
     bootstrap,
@@ -51,6 +51,25 @@ def contrasts(
         for (i, j), p_holm in zip(places, holm([found[i][j].p or 0.0 for i, j in places]), strict=True):
             found[i][j] = replace(found[i][j], p_holm=p_holm, outcome=_decided(found[i][j], p_holm))
     return [replace(panel, contrasts=tuple(own)) for panel, own in zip(made, found, strict=True)]
+
+
+def detailed(panel: Panel, errors: Errors) -> Panel:
+    """The panel's comparisons with what no verdict rests on: the probability of improvement, a bootstrap's interval."""
+    return replace(panel, contrasts=tuple(_detailed(each, errors) for each in panel.contrasts))
+
+
+def _detailed(contrast: Contrast, errors: Errors) -> Contrast:
+    if contrast.difference is None:
+        return contrast
+    by_seed, likely = differences(contrast.sides, errors), []
+    for left, right in contrast.sides:
+        both = [[errors[key][seed] for seed in by_seed] for key in (left, right)]
+        likely.append(improvement(*both))
+    found = replace(contrast, improvement=statistics.fmean(likely))
+    if len(by_seed) < BOOTSTRAP_FROM:
+        return found
+    low, high = bootstrap(list(by_seed.values()))
+    return replace(found, bootstrap_low=low, bootstrap_high=high)
 
 
 def lines(cells: Iterable[CellView]) -> dict[str, list[CellView]]:
@@ -116,6 +135,7 @@ def _contrast(
         nbs=left.nbs if right.nbs is None or left.line == right.line else right.nbs,
         pairs=len(seeds),
         outcome="too few pairs",
+        sides=((left.key, right.key),),
     )
     lost = [
         f"{cell.line}{at(cell)} diverged in {len(diverged[cell.key])} of {cell.finished} runs"
@@ -124,20 +144,16 @@ def _contrast(
     ]
     if lost:  # what is left of a side is a choice, and not to be compared
         return replace(blank, outcome="lost", note=" and ".join(lost))
-    differences = [ours[seed] - theirs[seed] for seed in seeds]
-    found = paired(differences)
+    found = paired([ours[seed] - theirs[seed] for seed in seeds])
     if found is None:
         return replace(blank, note=untold(len(seeds)))
-    low, high = bootstrap([differences]) if len(seeds) >= BOOTSTRAP_FROM else (found.low, found.high)
     return replace(
         blank,
         outcome="not distinguishable",
-        difference=Interval(found.mean, low, high, len(seeds)),
+        difference=Interval(found.mean, found.low, found.high, len(seeds)),
         p=found.p,
         effect=found.d_z,
-        improvement=improvement([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]),
-        seeds_needed=seeds_needed(found.sd, resolve) if found.sd or math.isclose(found.mean, 0) else None,
-        note=f"bootstrap of {len(seeds)} pairs" if len(seeds) >= BOOTSTRAP_FROM else "",
+        seeds_needed=seeds_needed(found.sd, resolve) if found.sd or found.mean == 0 else None,
     )
 
 
@@ -150,9 +166,8 @@ def _label(cell: CellView) -> str:
 
 
 def _decided(contrast: Contrast, p_holm: float) -> Outcome:
-    """Both must hold for a direction: an interval on one side of zero, and a corrected p below 0.05."""
     found = contrast.difference
-    assert found is not None and found.low is not None and found.high is not None
-    if p_holm >= 1 - LEVEL or found.low <= 0 <= found.high:
+    assert found is not None
+    if p_holm >= 1 - LEVEL:
         return "not distinguishable"
     return "better" if found.mean < 0 else "worse"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bnbench.analysis.statistics import LEVEL
 
 FEWEST = 2  # pairs
-BOOTSTRAP_FROM = 10  # pairs; with fewer, resampling knows too little of the tails
+BOOTSTRAP_FROM = 10  # pairs
 RESAMPLES = 9_999
 POWER = 0.8
 MOST_SEEDS = 10_000
@@ -46,10 +46,9 @@ def paired(differences: Sequence[float]) -> Paired | None:
         return None
     mean = math.fsum(differences) / n
     sd = math.sqrt(math.fsum((value - mean) ** 2 for value in differences) / (n - 1))
-    if sd <= 1e-12 * max(
-        1.0, *map(abs, differences)
-    ):  # of errors in percent, which are rounded at their own scale
-        if mean == 0:
+    rounding = 1e-12 * max(1.0, *map(abs, differences))  # of errors in percent, at their own scale
+    if sd <= rounding:
+        if abs(mean) <= rounding:
             return Paired(0.0, 0.0, 0.0, None, 1.0)
         return Paired(mean, mean, mean, None, 2.0 ** (1 - n)) if n > 2 else None
     error = sd / math.sqrt(n)
@@ -65,24 +64,20 @@ def untold(seeds: int, where: str = "") -> str:
     return f"the differences of {seeds} seeds are equal: nothing tells how far others would spread"
 
 
-def bootstrap(strata: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The 95% interval, bias-corrected and accelerated, of the mean of the strata's mean differences.
+def bootstrap(differences: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval, bias-corrected and accelerated, of the mean difference. The same numbers give the same.
 
-    Pairs are drawn anew within each stratum (a model, a data set), as rliable does (Agarwal et al. 2021). The same
-    numbers give the same interval.
+    A second look beside Student's, and not the interval of a verdict: of 10 pairs it covers 90% where differences are
+    normal, of 30 it covers 94%, and of skewed ones it covers no more than Student's does.
     """
     import numpy as np
     from scipy import stats
 
-    def mean_of_means(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.mean([np.mean(sample, axis=axis) for sample in samples], axis=0)
-
-    samples = [np.asarray(stratum, dtype=float) for stratum in strata]
-    if all(np.ptp(sample) == 0 for sample in samples):
-        middle = float(mean_of_means(*samples))
-        return middle, middle
+    sample = np.asarray(differences, dtype=float)
+    if np.ptp(sample) == 0:
+        return float(sample[0]), float(sample[0])
     found = stats.bootstrap(
-        samples, mean_of_means, confidence_level=LEVEL, n_resamples=RESAMPLES, vectorized=True, rng=0
+        (sample,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, vectorized=True, rng=0
     ).confidence_interval
     return float(found.low), float(found.high)
 

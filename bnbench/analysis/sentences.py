@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
-from bnbench.analysis.answer import CellView, Contrast, Interval, Outcome, Panel
+from bnbench.analysis.answer import CellView, Contrast, Crossover, Interval, Outcome, Panel
 from bnbench.analysis.costs import CONTROL
 from bnbench.analysis.lr_range import TABLE
 from bnbench.analysis.statistics import LEVEL
@@ -45,14 +45,20 @@ def _line(contrasts: Sequence[Contrast], panel: Panel, cells: Mapping[str, CellV
     parts = []
     for outcome, run in groupby(contrasts, key=lambda contrast: contrast.outcome):
         own = list(run)
-        parts.append(f"{_where(own, contrasts, measured)}{_said(outcome, own, _named(left), _named(right))}")
+        said = _said(outcome, own, _named(left), _named(right))
+        parts.append(f"{_where(own, contrasts, measured)}{said}{_fewer(own, cells)}")
     text = "; ".join(parts)
     for crossover in panel.crossovers:
         if (crossover.left, crossover.right) == (left, right):
-            low = f"below {crossover.first}" if crossover.low is None else nbs_number(crossover.low)
-            high = f"above {crossover.last}" if crossover.high is None else nbs_number(crossover.high)
-            text += f"; the two meet near NBS {nbs_number(crossover.nbs)} [{low}, {high}]"
+            text += f"; the two meet near NBS {nbs_number(crossover.nbs)}, {_between(crossover)}"
     return f"{text[0].upper()}{text[1:]}." if text.startswith(("at ", "no ", "too ", "the ")) else f"{text}."
+
+
+def _between(crossover: Crossover) -> str:
+    low, high = (None if end is None else nbs_number(end) for end in (crossover.low, crossover.high))
+    if low is not None and high is not None:
+        return f"between {low} and {high}"
+    return f"above {low}" if high is None else f"below {high}"
 
 
 def nbs_number(value: float) -> str:
@@ -99,6 +105,16 @@ def _said(outcome: Outcome, own: Sequence[Contrast], left: str, right: str) -> s
     if len(told) > FEW:
         return f"{winner} beats {loser} by {_range(told)} points of error"
     return f"{winner} beats {loser} by {_and([_size(c.difference) for c in told])} points of error"
+
+
+def _fewer(contrasts: Sequence[Contrast], cells: Mapping[str, CellView]) -> str:
+    """` (by 3 of 5 seeds)` where not all of a side's runs are in the differences."""
+    told = [each for each in contrasts if each.difference is not None]
+    runs = [max(sum(cells[key].statuses.values()) for key in (each.left, each.right)) for each in told]
+    if all(each.pairs >= all_of for each, all_of in zip(told, runs, strict=True)):
+        return ""
+    pairs = sorted({each.pairs for each in told})
+    return f" (by {pairs[0]}{f' to {pairs[-1]}' if len(pairs) > 1 else ''} of {max(runs)} seeds)"
 
 
 def _corrected(contrast: Contrast) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 IDENTICAL, OPEN, BETTER, WORSE = "identical", "not distinguishable", "better", "worse"
+MORE, FEWER = "more diverged", "fewer diverged"  # counted, not tested
 ALONE, NOTHING = "one pair", "not measured"
 
 
@@ -95,7 +96,7 @@ def _counts(pairs: Pairs) -> tuple[int, int]:
 
 def _lost_outcome(pairs: Pairs) -> str:
     left, right = _counts(pairs)
-    return WORSE if right > left else BETTER if right < left else OPEN
+    return MORE if right > left else FEWER if right < left else OPEN
 
 
 def _note(pairs: Pairs) -> str:

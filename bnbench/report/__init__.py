@@ -78,7 +78,8 @@ def build(roots: Sequence[Path], out: Path, question: Question = DEFAULT) -> Rep
         collected = collect(roots, cache)
         summary = cells(collected.runs)
         shown = outline(collected, summary, question)
-        figure.begin([panel for panel in shown if not panel.ranged] or shown)
+        drawable = [panel for panel in shown if panel.cells]
+        figure.begin([panel for panel in drawable if not panel.ranged] or drawable)
         found = answer(collected, summary, shown, question, cache)
         report = Report(
             figure_png=out / "figure.png",

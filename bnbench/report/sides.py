@@ -23,8 +23,8 @@ def section(answer: Answer) -> str:
         return ""
     parts = [
         "## Side by side\n",
-        "The runs that two folders hold, paired by seed. A difference is beyond noise where its 95% t interval leaves "
-        "out no difference and its p, corrected by Holm over these rows, is below 0.05.\n",
+        "The runs that two folders hold, paired by seed. A difference is beyond noise where its p, two-sided by "
+        "Student's t and corrected by Holm over these rows, is below 0.05. Diverged runs are counted, not tested.\n",
     ]
     for left, right in dict.fromkeys((side.left, side.right) for side in answer.sides):
         own = [side for side in answer.sides if (side.left, side.right) == (left, right)]
@@ -36,8 +36,8 @@ def section(answer: Answer) -> str:
 
 def summary(sides: list[SideBySide]) -> str:
     """How many cells are worse or slower on the right."""
-    worse = sum(side.outcome == "worse" and not side.note for side in sides)
-    lost = sum(side.outcome == "worse" and bool(side.note) for side in sides)
+    worse = sum(side.outcome == "worse" for side in sides)
+    lost = sum(side.outcome == "more diverged" for side in sides)
     slower = sum(side.speed_outcome == "worse" for side in sides)
     same = sum(side.outcome == "identical" for side in sides)
     words = [f"of {len(sides)} cells {worse} have a larger error and {slower} a longer step, beyond noise"]

@@ -14,11 +14,12 @@ from bnbench.report.table import NOTHING
 
 LEGEND = (
     "Runs are paired by seed: the same first weights and the same order of images. Differences are left - right in "
-    "points of validation error, with their 95% interval (Student's t; a BCa bootstrap from ten pairs on). p is "
-    "two-sided and corrected by Holm over its family. A side is better where the interval leaves out zero and the "
-    "corrected p is below 0.05; else the two are not distinguishable, which is not the same as equal. d_z: the mean "
-    "difference over the differences' standard deviation. P(better): the probability that a run of the left has the "
-    "lower error. Seeds needed: pairs that find a true difference of {resolve:g} points with a power of 80%."
+    "points of validation error, with their 95% interval (Student's t). p is two-sided and corrected by Holm over its "
+    "family: each family has a chance of 5% for a false verdict of its own (--family page: the whole page). A side "
+    "is better where the corrected p is below 0.05; else the two are not distinguishable, which is not the same as "
+    "equal. d_z: the mean difference over the differences' standard deviation. P(better): how often a run of the left "
+    "had the lower error. Seeds needed: pairs with which one test by itself finds a true difference of {resolve:g} "
+    "points with a power of 80%, at this spread, which few seeds tell roughly; a corrected test takes more."
 )
 WIDTH = 80
 HEADS = ("comparison", "pairs", "difference", "p (Holm)", "d_z", "P(better)", "seeds needed", "outcome")
@@ -107,7 +108,9 @@ def _decimals(contrast: Contrast) -> int:
 def to_csv(answer: Answer) -> str:
     """A row for each comparison, with every field of `Contrast`."""
     out = io.StringIO()
-    names = [field.name for field in dataclasses.fields(Contrast) if field.name != "difference"]
+    names = [
+        field.name for field in dataclasses.fields(Contrast) if field.name not in ("difference", "sides")
+    ]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*names, "difference", "low", "high"])
     for contrast in (contrast for panel in answer.judged for contrast in panel.contrasts):

@@ -159,7 +159,21 @@ def test_a_question_without_sense_is_refused(key: str, value: float) -> None:
         Question(**{key: value})
 
 
-def test_a_run_that_diverges_on_one_side_is_a_regression_and_not_left_out(tmp_path: Path) -> None:
+def test_of_runs_that_two_folders_hold_the_verdict_names_the_folder(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    for seed in range(3):
+        for root in (a, b):
+            run(root, seed=seed, error=10.0 + seed / 10)
+        run(a, seed=seed, norm="gn", nbs=None, error=8.0 + seed / 5)
+        run(b, seed=seed, norm="gn", nbs=None, error=12.0 + seed / 5)
+    for first, winner in ((a, "gn"), (b, "bn")):
+        *_, said = (panel := answered(*(a, b) if first is a else (b, a)).panels[0]).sentences
+        assert panel.sentences[0].startswith(f"At NBS 64, {winner} beats ")
+        assert said == f"6 runs are in several folders: here those of {first} count."
+    assert not any("several folders" in said for said in answered(a).panels[0].sentences)
+
+
+def test_a_run_that_diverges_on_one_side_is_counted_and_not_left_out(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     for seed in range(3):
         run(a, seed=seed, error=10.0 + seed, step_ms=10.0)
@@ -170,7 +184,7 @@ def test_a_run_that_diverges_on_one_side_is_a_regression_and_not_left_out(tmp_pa
     run(b, seed=0, nbs=4, error=15.0)
     found = answered(a, b)
     sides = {found.cells[side.cell].nbs: side for side in found.sides}
-    assert (sides[64].outcome, sides[64].difference) == ("worse", None)
+    assert (sides[64].outcome, sides[64].difference) == ("more diverged", None)
     assert sides[64].note == "diverged: 0 of 3 left, 2 of 3 right"
     assert (sides[64].speed_outcome, sides[2].outcome) == ("not measured", "not measured")
     assert sides[4].outcome == "one pair"

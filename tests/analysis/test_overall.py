@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from bnbench.analysis.answer import Answer
+from bnbench.analysis.answer import Answer, Contrast
 from bnbench.analysis.build import answer, outline
 from bnbench.analysis.collect import collect
+from bnbench.analysis.overall import _mean
 from bnbench.analysis.question import Question
 from bnbench.analysis.statistics import cells
 from bnbench.report import verdict
@@ -57,18 +59,36 @@ def test_with_few_seeds_it_is_students_interval_of_the_means_by_seed(tmp_path: P
     assert len(found.panels) == 3
 
 
-def test_from_ten_seeds_on_it_is_a_stratified_bootstrap(tmp_path: Path) -> None:
+def test_from_ten_seeds_on_a_bootstrap_over_the_seeds_is_beside_it(tmp_path: Path) -> None:
+    """Over the seeds' means, and not panel by panel: seeds may go alike in all panels."""
     differences = write_models(tmp_path, 12, gain=0.2)
     (contrast,) = answered(tmp_path).overall[0].contrasts
-    samples = [np.array(own) for own in differences.values()]
+    means = np.mean(list(differences.values()), axis=0)
     rng = np.random.default_rng(1)
-    drawn = np.mean([own[rng.integers(0, 12, (20_000, 12))].mean(axis=1) for own in samples], axis=0)
-    assert contrast.difference is not None
-    assert (contrast.difference.low, contrast.difference.high) == pytest.approx(
+    drawn = means[rng.integers(0, 12, (20_000, 12))].mean(axis=1)
+    assert (contrast.bootstrap_low, contrast.bootstrap_high) == pytest.approx(
         tuple(np.quantile(drawn, (0.025, 0.975))), abs=0.02
     )
-    assert contrast.note == "mean over 3 panels, bootstrap stratified by panel"
+    low, high = stats.t.interval(0.95, 11, means.mean(), stats.sem(means))
+    assert contrast.difference is not None
+    assert (contrast.difference.low, contrast.difference.high) == pytest.approx((low, high))
     assert contrast.outcome == "better"
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.9])
+def test_its_interval_covers_where_a_seeds_runs_go_alike_in_all_panels(alike: float) -> None:
+    draw, rounds, hits = np.random.default_rng([7, round(10 * alike)]), 1000, 0
+    side = (("a", "b"), ("c", "d"))
+    blank = Contrast("p", "f", "a", "b", "gn", "bn", 2, 10, "not distinguishable")
+    two = [replace(blank, left=left, right=right, sides=((left, right),)) for left, right in side]
+    zero = dict.fromkeys(range(10), 0.0)
+    for _ in range(rounds):
+        shared = draw.normal(0, alike**0.5, 10)
+        own = [dict(enumerate(shared + draw.normal(0, (1 - alike) ** 0.5, 10))) for _ in side]
+        found = _mean("both", two, {"a": own[0], "b": zero, "c": own[1], "d": zero}, 1.0).difference
+        assert found is not None and found.low is not None and found.high is not None
+        hits += found.low <= 0 <= found.high
+    assert stats.binomtest(hits, rounds, 0.95).pvalue > 0.001
 
 
 def test_none_where_there_is_one_panel_or_panels_differ_otherwise(tmp_path: Path) -> None:
@@ -118,7 +138,7 @@ def test_every_renderer_shows_it(tmp_path: Path) -> None:
     for text in (page, verdict.section(found), "\n".join(verdict.lines(found)), verdict.to_csv(found)):
         assert title in text
     assert sentence in verdict.section(found)
-    assert "a bootstrap stratified by panel" in page
+    assert "other seeds on these networks and data, not for others" in page
 
 
 def test_it_names_the_networks_that_make_the_comparison_and_no_others(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ class CellTables:
             ]
 
         columns = [Column("norms"), Column(WHERE)]
-        columns += [Column(name, True) for name in ("meet at NBS", "not distinguishable from", "to")]
+        columns += [Column(name, True) for name in ("meet at NBS", "told apart at", "and at")]
         return table("crossovers", "Crossovers", columns, found, row)
 
     def times(self) -> Table:

@@ -23,8 +23,8 @@ def figure(panels: Sequence[Panel]) -> str:
         ),
         "One seed has no interval.": any(error.n == 1 for error in errors),
         "A **cross** at the top: no run has an error to show.": len(errors) < len(cells),
-        "A **diamond** below marks the NBS at which two norms meet, on straight lines between what was measured; along "
-        "its bar the 95% interval of their paired difference there, uncorrected, holds zero.": any(
+        "A **diamond** below marks the NBS at which two norms meet, on straight lines between what was measured; its "
+        "bar ends at the nearest NBS at which they are told apart.": any(
             panel.crossovers for panel in panels
         ),
     }
@@ -32,8 +32,8 @@ def figure(panels: Sequence[Panel]) -> str:
 
 
 TOGETHER = (
-    "Together: the mean over these panels of the differences of each seed; from ten pairs on its interval is that of a "
-    "bootstrap stratified by panel. It holds for other seeds on these networks and data, not for others."
+    "Together: the mean over these panels of the differences of each seed. Its interval holds for other seeds on these "
+    "networks and data, not for others."
 )
 NO_CONTROL = (
     "No completed run without norms with a step time is among these: what the norms add to a step is not known. "
@@ -55,20 +55,20 @@ SECTIONS = {
     "comparisons": Words(
         "Comparisons",
         "Runs are paired by seed: the same first weights, the same order of images. A **difference** is left - "
-        "right in points of validation error, with its 95% interval (t; from ten pairs on a bootstrap's), which "
-        "covers the seeds' variation and nothing else. **p (Holm)** is corrected for how many comparisons its "
-        "family makes, so that one among many is not found by chance. The left is **better** or **worse** where "
-        "p (Holm) is below 0.05 and the interval leaves out zero; **not distinguishable** is not the same as "
-        "equal. **d_z** is the mean difference in units of its spread; **P(left lower)** how often a run of the "
-        "left has the lower error; **pairs to resolve** so many points: seeds that it would take at this spread, "
-        "which few seeds tell roughly. `bnbench report --baseline gn` compares with another norm.",
+        "right in points of validation error, with its 95% interval (Student's t), which covers the seeds' variation "
+        "and nothing else. **p (Holm)** is corrected for how many comparisons its family makes; each family has a "
+        "chance of 5% for a false verdict of its own (`--family page`: the page as a whole). The left is **better** "
+        "or **worse** where p (Holm) is below 0.05; **not distinguishable** is not the same as equal. **d_z** is the "
+        "mean difference in units of its spread; **P(left lower)** how often a run of the left had the lower error; "
+        "**pairs to resolve** so many points: seeds that one test by itself would take at this spread, which few "
+        "seeds tell roughly; a corrected one takes more. `bnbench report --baseline gn` compares with another norm.",
         "add a second norm, and seeds to pair: `norm=bn,gn seed=0,1,2`.",
     ),
     "sides": Words(
         "Side by side",
         "The runs that two folders hold, paired by seed: another machine's, or another commit's. The right is "
-        "**worse** or **slower** where its 95% interval leaves out no difference and its p, corrected by Holm over "
-        "these rows, is below 0.05; or where more of its seeds diverge.",
+        "**worse** or **slower** where its p, two-sided by Student's t and corrected by Holm over these rows, is below "
+        "0.05. Where seeds diverged on one side they are counted, and nothing is tested.",
         "name two folders that hold the same runs: `bnbench report A B`.",
     ),
     "cells": Words(
