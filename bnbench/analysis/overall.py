@@ -18,7 +18,7 @@ def overall(panels: Sequence[Panel], errors: Errors, resolve: float) -> list[Pan
     A comparison that two panels or more make is made over them: the mean over these panels of the differences of each
     seed. Its interval, Student's over the seeds, holds for other seeds on these networks and data, and not for others.
     Seeds are not drawn anew panel by panel, as rliable's stratified bootstrap does (Agarwal et al. 2021): a seed's
-    runs may go alike in all panels, and then such an interval covers too little (79% at a correlation of 0.9).
+    runs may go alike in all panels, and then such an interval covers too little.
     Nothing is corrected yet. A comparison's cells are those of the first panel.
     """
     groups: dict[tuple[tuple[str, str], ...], list[Panel]] = {}

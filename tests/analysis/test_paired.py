@@ -43,6 +43,25 @@ def test_the_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
     assert np.mean(widths) == pytest.approx(2 * 1.96 / np.sqrt(30), rel=0.1)
 
 
+def test_of_ten_pairs_it_covers_less_than_students_interval() -> None:
+    """Which is why no verdict rests on it."""
+    draw, rounds = np.random.default_rng(1), 500
+    samples = draw.normal(0, 1, (rounds, 10))
+    covered = sum(low <= 0 <= high for low, high in map(bootstrap, samples))
+    students = sum(own.low <= 0 <= own.high for row in samples if (own := paired(row)) is not None)
+    assert 0.87 * rounds < covered < 0.93 * rounds
+    assert stats.binomtest(students, rounds, 0.95).pvalue > 0.001
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 10])
+def test_where_one_side_is_skewed_a_test_errs_more_often(pairs: int) -> None:
+    """docs/report.md says so."""
+    draw, rounds = np.random.default_rng([2, pairs]), 3000
+    samples = draw.lognormal(0, 1, (rounds, pairs)) - np.exp(0.5) + draw.normal(0, 0.1, (rounds, pairs))
+    wrong = sum(own.p < 0.05 for row in samples if (own := paired(row)) is not None)
+    assert 0.11 * rounds < wrong < 0.2 * rounds
+
+
 def test_the_bootstrap_is_the_same_every_time() -> None:
     values = [0.3, -0.1, 0.5, 0.2, 0.9, 0.4, 0.0, 0.6, 0.1, 0.7]
     assert bootstrap(values) == bootstrap(values)
