@@ -86,6 +86,8 @@ def _title(cells: pl.DataFrame) -> str:
 
 def _twice(collected: Collected) -> dict[str, list[str]]:
     """By cell, the folder whose run counts, of each run that several folders hold."""
+    if collected.sides.is_empty():
+        return {}
     folders: dict[tuple[str, int], set[str]] = {}
     for cell, seed, root in collected.sides.select("cell", "seed", "root").iter_rows():
         folders.setdefault((cell, seed), set()).add(root)
