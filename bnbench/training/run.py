@@ -73,12 +73,12 @@ def train_run(
     started = time.perf_counter()
     settle(config, world)
     memory = PeakMemory(world.device)
-    _together(world, partial(_download, config, world))
-    setup = _together(world, partial(set_up, config, world, cache))
+    world.together(partial(_download, config, world))
+    setup = set_up(config, world, cache)
     lock = RunLock(config.folder)
     try:
-        _together(world, partial(_make_folder, config, world))
-        if not world.from_leader(_together(world, lambda: lock.take() if world.leads else None)):
+        world.together(partial(_make_folder, config, world))
+        if not world.from_leader(world.together(lambda: lock.take() if world.leads else None)):
             raise BusyError(f"{config.folder} is being trained by another process")
         world.locked = config.folder
         return _train(config, world, setup, report, stop, started, memory)
@@ -174,17 +174,6 @@ def _train(
         finish_tracking(logger, record, sys.exception())
 
 
-def _together(world: World, step: Callable[[], Any]) -> Any:
-    """Run a step that may find a user's mistake; if any rank finds one, every rank raises it."""
-    problem, result = None, None
-    try:
-        result = step()
-    except ValueError as error:
-        problem = str(error)
-    world.agree(problem)
-    return result
-
-
 def maker(config: RunConfig, world: World) -> str:
     """What has to be the same for a run to go on from a checkpoint, beside its identity, in 8 hexadecimal digits."""
     return digest(
@@ -215,7 +204,7 @@ def _last_checkpoint(config: RunConfig, checkpoints: CheckpointFolder) -> tuple[
 
 
 def _download(config: RunConfig, world: World) -> None:
-    """One rank of each node fetches what is not there yet; the others wait for it in `_together`."""
+    """One rank of each node fetches what is not there yet; the others wait for it in `World.together`."""
     if config.data.download and world.place.local_rank == 0:
         data.load(config.data)
 

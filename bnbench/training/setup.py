@@ -117,16 +117,34 @@ def check_device(trainer: TrainerConfig, device: torch.device) -> None:
             )
 
 
+@dataclasses.dataclass
+class _Loaded:
+    """What a run reads, before its network is built."""
+
+    splits: data.DataSplits
+    normalize: data.Normalizer
+    train_loader: data.TrainLoader | data.StreamedTrainLoader
+    test_loader: data.TestLoader | data.StreamedTestLoader
+
+
 def set_up(config: RunConfig, world: World, cache: Sets) -> Setup:
+    """Call it on every rank. Raises SetupError on all of them for a user's mistake that any of them finds."""
+    # Two steps: the second has collectives, in which the others would wait for a rank whose files are missing.
+    loaded = world.together(partial(_load, config, world, cache))
+    return world.together(partial(_build, config, world, loaded))
+
+
+def _load(config: RunConfig, world: World, cache: Sets) -> _Loaded:
+    """Everything that may go wrong on one rank alone. No collective."""
     check_device(config.trainer, world.device)
     for key in ("model", "norm", "data"):
         part = getattr(config, key)
         if dotted.is_dotted(part.name):
             dotted.check_unchanged(f"{key}.name", part.name, part.source)
     splits = cache.get(config.data, world.device)
-    dtype = torch.float64 if config.trainer.precision == "fp64" else torch.float32
-    layout = torch.channels_last if config.trainer.channels_last else torch.contiguous_format
-    normalize = data.Normalizer(config.data.mean, config.data.std, world.device, dtype, layout)
+    normalize = data.Normalizer(
+        config.data.mean, config.data.std, world.device, _dtype(config), _layout(config)
+    )
     train_loader, test_loader = data.make_loaders(
         config.data,
         splits,
@@ -140,6 +158,11 @@ def set_up(config: RunConfig, world: World, cache: Sets) -> Setup:
         test_batch=TEST_BATCH,
     )
     check_evaluations(config, train_loader.steps)
+    return _Loaded(splits, normalize, train_loader, test_loader)
+
+
+def _build(config: RunConfig, world: World, loaded: _Loaded) -> Setup:
+    splits, train_loader = loaded.splits, loaded.train_loader
     _seed(config.seed)  # after the data, which may have drawn numbers of its own
     model = build_model(config.model.name, splits.train.num_classes, **config.model.builder_options())
     aux_weight = getattr(model, "aux_weight", 0.0)
@@ -151,9 +174,9 @@ def set_up(config: RunConfig, world: World, cache: Sets) -> Setup:
         norm_swap["zero_gamma"] = _zero_gamma(model, config)
     if config.norm.reference_size is not None:
         chosen = data.reference_images(len(splits.train), config.norm.reference_size, config.seed)
-        model = VirtualBatchNet(model, normalize(splits.train.pixels(chosen).to(world.device)).cpu())
+        model = VirtualBatchNet(model, loaded.normalize(splits.train.pixels(chosen).to(world.device)).cpu())
     _probe(model, config, world, splits.train.shape, splits.train.num_classes)
-    model = model.to(memory_format=layout)  # type: ignore[call-overload]
+    model = model.to(memory_format=_layout(config))  # type: ignore[call-overload]
     start = {
         "weights_sha256": start_digest(model),
         "order_sha256": data.order_digest(len(splits.train), config.global_batch, config.seed),
@@ -162,11 +185,19 @@ def set_up(config: RunConfig, world: World, cache: Sets) -> Setup:
         model.compile()
     # The ranks have built one network, and drop different parts of it.
     _seed(data.dropout_seed(config.seed, world.place.rank))
-    if dtype == torch.float64:
+    if _dtype(config) == torch.float64:
         model = model.double()  # Lightning would do it after it has read a checkpoint, into fp32
     recipe = partial(build_optimizer, config=config, steps_per_epoch=train_loader.steps)
     module = Classifier(model, recipe, config.recipe, aux_weight, config.trainer.cuda_graphs)
-    return Setup(splits, module, norm_swap, start, train_loader, test_loader)
+    return Setup(splits, module, norm_swap, start, train_loader, loaded.test_loader)
+
+
+def _dtype(config: RunConfig) -> torch.dtype:
+    return torch.float64 if config.trainer.precision == "fp64" else torch.float32
+
+
+def _layout(config: RunConfig) -> torch.memory_format:
+    return torch.channels_last if config.trainer.channels_last else torch.contiguous_format
 
 
 def _seed(seed: int) -> None:

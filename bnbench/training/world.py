@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import gc
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from bnbench.launch import Place
 from bnbench.records import Status
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+T = TypeVar("T")
 
 
 # As torch says it without an exception of its own: of a CPU's, of a device that others fill, of CUDA's libraries.
@@ -98,6 +100,19 @@ class World:
         for found in self.gathered(problem):
             if found is not None:
                 raise SetupError(found)
+
+    def together(self, step: Callable[[], T]) -> T:
+        """Run a step that may find a user's mistake; if any rank finds one, every rank raises it.
+
+        A step in which one rank alone may fail must have no collective: the others would wait in it.
+        """
+        problem = None
+        try:
+            result = step()
+        except ValueError as error:
+            problem = str(error)
+        self.agree(problem)
+        return result
 
     def from_leader(self, value: Any) -> Any:
         """Rank 0's value, on every rank."""

@@ -67,6 +67,24 @@ def test_every_rank_is_told_and_the_world_goes_on(tmp_path, monkeypatch, name):
     assert not config.folder.is_dir()
 
 
+def _train_without_data_on_one(world, config: RunConfig):
+    from bnbench import data
+
+    def missing(config):
+        raise ValueError("no data on this node")
+
+    if world.place.rank == 1:
+        data.load = missing
+    return _train(world, config)
+
+
+def test_one_rank_without_its_data_does_not_leave_the_others_in_a_norms_collectives(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.ranks.SECONDS", 20)
+    words = ["norm=syncbn", f"dir={tmp_path}", "logger=none", "trainer.accelerator=cpu", "trainer.threads=1"]
+    (config,) = compose_jobs([*words, "trainer.devices=2"], multirun=False)
+    assert on_ranks(2, _train_without_data_on_one, config) == [("no data on this node", "still there")] * 2
+
+
 def _edited_since(world, config: RunConfig):
     from bnbench.training.setup import DataCache, set_up
     from bnbench.training.world import SetupError
