@@ -11,17 +11,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 PARTS = ("data_wait", "forward", "backward", "communication", "optimizer", "other")
-# torch.distributed's calls that wait for other ranks. DDP's reducer makes none of them.
-CALLS = (
-    "all_gather",
-    "all_gather_into_tensor",
-    "all_reduce",
-    "all_to_all",
-    "all_to_all_single",
-    "broadcast",
-    "reduce",
-    "reduce_scatter",
-    "reduce_scatter_tensor",
+# torch.distributed's calls that wait for other ranks, where this torch has them: all_gather_single is new. DDP's
+# reducer makes none of them.
+CALLS = tuple(
+    name
+    for name in (
+        "all_gather",
+        "all_gather_into_tensor",
+        "all_gather_single",
+        "all_reduce",
+        "all_to_all",
+        "all_to_all_single",
+        "broadcast",
+        "reduce",
+        "reduce_scatter",
+        "reduce_scatter_single",
+        "reduce_scatter_tensor",
+    )
+    if hasattr(dist, name)
 )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules import _functions
 
 from bnbench.training.marks import CALLS, PARTS, UNMARKED, Marks
 from tests.ranks import on_ranks
@@ -46,6 +49,13 @@ def test_a_call_is_communication_and_then_its_part_goes_on(monkeypatch):
     marks.end()
     assert parts == ["communication"]
     assert marks.milliseconds()["communication"] >= 20
+
+
+def test_every_collective_of_torchs_syncbn_is_watched():
+    """Also of those that it makes with NCCL alone."""
+    called = set(re.findall(r"dist\.(\w+)\(", inspect.getsource(_functions.SyncBatchNorm)))
+    called -= {name for name in called if name.startswith(("get_", "is_"))}
+    assert called and called <= set(CALLS)
 
 
 def test_a_call_that_fails_leaves_everything_as_it_was():
