@@ -14,7 +14,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from .callbacks.look import is_compiled
@@ -81,6 +82,13 @@ class OneDevice(_Straight, SingleDeviceStrategy):
 
 
 class Ranks(_Straight, DDPStrategy):
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        # Lightning does it on a side stream, which only a capture needs: each gradient would have to wait for another
+        # stream, and torch warns of it on every rank.
+        return DistributedDataParallel(
+            module=model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs
+        )
+
     def training_step(self, *arguments: Any, **named: Any) -> Any:
         """Not through DDP's forward, which Lightning leads back to the module's own training step by replacing that
         one's forward for a moment: what readies DDP's buckets is `pre_backward`. A compiled network is split by what

@@ -11,9 +11,10 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from bnbench.compose import compose_jobs
+from bnbench.training import loop
 from bnbench.training import trainer as trainers
 from bnbench.training.counting import Counting
-from bnbench.training.loop import StepLoop
+from bnbench.training.loop import Ranks, StepLoop
 from bnbench.training.setup import DataCache, set_up, settle
 from tests.ranks import on_ranks
 
@@ -75,11 +76,11 @@ def _fitted(world, folder, precision, accumulate):
                 patch.setattr(trainers, "StepLoop", _TrainingEpochLoop)
             trainer = trainers.build_trainer(config, world, None, [heard], accumulate * STEPS // 2)
         trainer.fit(setup.module, setup.train_loader, setup.test_loader)
-        loop = trainer.fit_loop
-        assert isinstance(loop.epoch_loop, StepLoop) == (whose == "ours")
+        fitted = trainer.fit_loop
+        assert isinstance(fitted.epoch_loop, StepLoop) == (whose == "ours")
         weights = {path: value.clone() for path, value in setup.module.model.state_dict().items()}
         optimizer = trainer.optimizers[0].state_dict()["state"]
-        found[whose] = weights, optimizer, heard.events, loop.state_dict(), heard.counted
+        found[whose] = weights, optimizer, heard.events, fitted.state_dict(), heard.counted
     return found
 
 
@@ -97,3 +98,13 @@ def test_a_run_is_as_in_lightnings_own_loop(ranks, precision, accumulate, tmp_pa
         assert [sorted(kinds) for kinds in ours[4]] == [gradients] * 2
         broadcast = ["broadcast"] * (ranks > 1)  # of SIGTERM
         assert [sorted(kinds) for kinds in theirs[4]] == [gradients + broadcast] * 2
+
+
+def test_ddp_is_made_on_the_stream_that_trains(monkeypatch):
+    made, network = [], torch.nn.Linear(2, 2)
+    strategy = Ranks(gradient_as_bucket_view=True)
+    monkeypatch.setattr(strategy, "determine_ddp_device_ids", lambda: [0])  # as on a GPU
+    monkeypatch.setattr(loop, "DistributedDataParallel", lambda **words: made.append(words))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: pytest.fail("another stream"))
+    strategy._setup_model(network)
+    assert made == [{"module": network, "device_ids": [0], "gradient_as_bucket_view": True}]
