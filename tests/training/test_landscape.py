@@ -141,3 +141,10 @@ def test_ranks_measure_what_one_rank_would_of_all_their_images():
     for path, (mean, std) in moments.items():
         torch.testing.assert_close(one[0][path][0], mean, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(one[0][path][1], std, rtol=1e-9, atol=1e-12)
+
+
+def test_a_checkpoint_gets_what_it_keeps_on_the_cpu():
+    mean, std = torch.zeros(4), torch.ones(4)
+    callback = Landscape(1, Series(None), None)
+    callback._before = {"2": (SimpleNamespace(cpu=lambda: mean), SimpleNamespace(cpu=lambda: std))}  # a GPU's
+    assert callback.state_dict() == {"before": {"2": (mean, std)}}

@@ -64,7 +64,8 @@ class Landscape(Callback):
             self.series.add(trainer, trainer.global_step + 1, signals)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"before": self._before}
+        # Of a GPU's tensors, rank 0 would make copies on every rank's GPU.
+        return {"before": {path: (m.cpu(), s.cpu()) for path, (m, s) in self._before.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.probe is not None:
