@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -148,8 +149,9 @@ def _meet_by_slurm() -> None:
     """
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
     os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
-    job, step = (int(os.environ.get(key, "0")) for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    os.environ.setdefault("MASTER_PORT", str(15000 + (job + step) % 10000))
+    step = ".".join(os.environ.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    # Not their sum: a job's second step and the next job's first may be on one node at a time.
+    os.environ.setdefault("MASTER_PORT", str(15000 + zlib.crc32(step.encode()) % 10000))
 
 
 def _device(place: Place, accelerator: str) -> torch.device:
@@ -157,10 +159,15 @@ def _device(place: Place, accelerator: str) -> torch.device:
     if accelerator == "cpu" or (accelerator == "auto" and gpus == 0):
         return torch.device("cpu")
     if gpus < place.local_size:
+        asked = f"trainer.accelerator={accelerator} with trainer.devices={place.local_size}"
+        if place.origin == "srun":  # which may hide the GPUs of a node's other tasks
+            raise ValueError(
+                f"{asked}: this task of srun sees {gpus} GPU(s), and must see one for each rank of its node; ask for "
+                f"--gpus-per-node={place.local_size}, not --gpus-per-task or --gpu-bind, or set trainer.accelerator=cpu"
+            )
         fit = f"trainer.devices={gpus} or " if gpus else ""
         raise ValueError(
-            f"trainer.accelerator={accelerator} with trainer.devices={place.local_size}: this machine has {gpus} "
-            f"GPU(s), and every rank needs its own; set {fit}trainer.accelerator=cpu"
+            f"{asked}: this machine has {gpus} GPU(s), and every rank needs its own; set {fit}trainer.accelerator=cpu"
         )
     return torch.device("cuda", place.local_rank)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bnbench.training.world import failure
+from bnbench.launch import Place
+from bnbench.training.world import World, _meet_by_slurm, failure
 from tests.ranks import on_ranks
 
 ENDS = [
@@ -31,6 +33,31 @@ ENDS = [
 @pytest.mark.parametrize(("error", "status"), ENDS, ids=lambda value: str(value)[:40])
 def test_an_error_has_one_status(error: BaseException, status: str) -> None:
     assert failure(error) == status
+
+
+def _port(monkeypatch: pytest.MonkeyPatch, job: int, step: int) -> int:
+    monkeypatch.setattr(os, "environ", {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)})
+    _meet_by_slurm()
+    return int(os.environ["MASTER_PORT"])
+
+
+def test_steps_of_neighboring_jobs_meet_at_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = [_port(monkeypatch, job, step) for job in range(4242, 4246) for step in range(4)]
+    assert len(set(ports)) == len(ports)
+    assert all(15000 <= port < 25000 for port in ports)
+    assert _port(monkeypatch, 4242, 0) == 19726  # on every node
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_task_of_srun_that_sees_too_few_gpus_is_told_how_to_see_them(
+    monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(
+        ValueError, match=rf"devices=2.* sees {gpus} .*--gpus-per-node=2, not --gpus-per-task"
+    ):
+        World.join(Place(1, 2, 1, 2, "srun"), "gpu")
 
 
 def _threads() -> set[str]:
