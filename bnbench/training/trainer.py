@@ -92,4 +92,7 @@ def build_trainer(
         sync_batchnorm=False,  # would rewrite every batch norm: the span is the subject here
     )
     trainer.fit_loop.epoch_loop = StepLoop(trainer)
+    # Signals are ours. Its handler of SIGTERM broadcasts wherever a rank happens to be, and then ends the training.
+    connector: Any = trainer._signal_connector
+    connector.register_signal_handlers = lambda: None
     return trainer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 import torch
@@ -30,6 +31,9 @@ class Heard(Callback):
 
     def _hear(self, hook, trainer, batch_idx=None):
         self.events.append((hook, trainer.global_step, batch_idx))
+
+    def on_train_start(self, trainer, pl_module):
+        self.on_sigterm = signal.getsignal(signal.SIGTERM)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self._hear("start", trainer, batch_idx)
@@ -78,6 +82,7 @@ def _fitted(world, folder, precision, accumulate):
         trainer.fit(setup.module, setup.train_loader, setup.test_loader)
         fitted = trainer.fit_loop
         assert isinstance(fitted.epoch_loop, StepLoop) == (whose == "ours")
+        assert heard.on_sigterm == signal.getsignal(signal.SIGTERM)
         weights = {path: value.clone() for path, value in setup.module.model.state_dict().items()}
         optimizer = trainer.optimizers[0].state_dict()["state"]
         found[whose] = weights, optimizer, heard.events, fitted.state_dict(), heard.counted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeGuard
@@ -71,7 +70,6 @@ class Checkpoint(Callback):
         self._started = self._last = time.monotonic()
         self._taken: dict[str, Any] | None = None
         self._behind, self._to_look = 0, False
-        self._on_sigterm = signal.getsignal(signal.SIGTERM)
 
     # When
 
@@ -150,8 +148,6 @@ class Checkpoint(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After DDP has given every rank the first one's buffers."""
-        # Lightning has put its own there, which broadcasts from within a handler and ends the process a batch later.
-        signal.signal(signal.SIGTERM, self._on_sigterm)
         taken, self._taken = self._taken, None
         if taken is None:
             return
