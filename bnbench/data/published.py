@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bnbench.folders import missing, remove_empty
+from bnbench.training.lock import Lock
 
 from .images import DataSplits, ImageSet
 
@@ -29,6 +31,7 @@ PUBLISHED = {
     "cifar100": Published("CIFAR100", 100, "cifar-100-python", "cifar-100-python.tar.gz"),
     "fashion_mnist": Published("FashionMNIST", 10, "FashionMNIST/raw", "FashionMNIST/raw/*"),
 }
+LOOK_SECONDS = 0.5  # between looks at another process's download
 # The last three of a file that an interruption cut off: Fashion-MNIST's, unpacked, have no sums to be checked by.
 UNREADABLE = (OSError, RuntimeError, AssertionError, IndexError, ValueError)
 
@@ -46,15 +49,15 @@ def load_published(
         data = dataset(root, train=train)
         return ImageSet(_pixels(data.data), torch.as_tensor(data.targets), info.num_classes)
 
-    made = missing(Path(root))
     try:
-        if download:
-            dataset(root, train=True, download=True)
-        train, test = split(True), split(False)
+        try:
+            train, test = split(True), split(False)
+        except UNREADABLE:  # not there, or another process is about to put it there
+            if not download:
+                raise
+            _download(dataset, Path(root), info)
+            train, test = split(True), split(False)
     except UNREADABLE as error:
-        if made:
-            _remove_half(Path(root), info)
-            remove_empty(made)
         reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
         tried = (
             f"could not be downloaded or read ({reason})" if download else f"data.download=false ({reason})"
@@ -64,6 +67,24 @@ def load_published(
             "data=image_folder or data=digits"
         ) from None
     return DataSplits(train.first(max_train, "max_train"), test.first(max_test, "max_test"))
+
+
+def _download(dataset: Any, root: Path, info: Published) -> None:
+    """After what another process downloads there: torchvision would write into its half-written files."""
+    made = missing(root)
+    root.mkdir(parents=True, exist_ok=True)
+    lock = Lock(root)
+    try:
+        while not lock.take():
+            time.sleep(LOOK_SECONDS)
+        dataset(str(root), train=True, download=True)
+    except UNREADABLE:
+        if made:
+            _remove_half(root, info)
+        raise
+    finally:
+        lock.release()
+        remove_empty(made)
 
 
 def _pixels(data: Any) -> Tensor:

@@ -1,4 +1,7 @@
-"""One process at a time trains a run: ranks may outlive their starter, and a sweep may be started twice. No torch."""
+"""One process at a time trains a run: ranks may outlive their starter, and a sweep may be started twice. No torch.
+
+Nor do two download one data set into one folder.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,18 @@ NO_LOCKS = (
 TRIES = 10  # on NFS, where a file that another host has removed is stale
 
 
-class RunLock:
-    """The right to write into a run's folder, which ends with this process at the latest."""
+class Lock:
+    """The right to write into a folder, which ends with this process at the latest."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._file: int | None = None
 
     def take(self) -> bool:
-        """False if another process has it. ValueError if its file is another user's."""
+        """False if another process has it. PermissionError if its file is another user's."""
         tries = TRIES
         while self._file is None:
-            try:
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            except PermissionError as error:
-                raise ValueError(
-                    f"{self.path} cannot be opened ({error.strerror}): another user trains, or has trained, this run; "
-                    "choose another dir=... or name=..."
-                ) from None
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 if not _locked(file, fcntl.LOCK_EX):
                     return False
@@ -63,6 +60,18 @@ class RunLock:
             return os.fstat(file).st_ino == self.path.stat().st_ino
         except FileNotFoundError:
             return False
+
+
+class RunLock(Lock):
+    def take(self) -> bool:
+        """ValueError if another user has it."""
+        try:
+            return super().take()
+        except PermissionError as error:
+            raise ValueError(
+                f"{self.path} cannot be opened ({error.strerror}): another user trains, or has trained, this run; "
+                "choose another dir=... or name=..."
+            ) from None
 
 
 def is_taken(folder: Path) -> bool:

@@ -22,6 +22,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from bnbench.compose import compose_jobs
 from bnbench.data import ImageSet, load
+from bnbench.training.lock import Lock
 
 TRAIN, TEST = 20, 6
 
@@ -188,6 +189,25 @@ def test_what_is_not_there_and_may_not_be_fetched_is_one_line(tmp_path: Path, of
     ) as caught:
         _sets(tmp_path, offered, "data.download=false")
     assert "\n" not in str(caught.value)
+
+
+def test_who_comes_while_another_downloads_waits_for_it(
+    tmp_path: Path, server: Server, offered: Offered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, waited = tmp_path / "shared", list[float]()
+    root.mkdir()
+    other = Lock(root)
+    assert other.take()
+
+    def the_other_ends(seconds: float) -> None:
+        waited.append(seconds)
+        assert not server.asked
+        other.release()
+
+    monkeypatch.setattr("bnbench.data.published.time.sleep", the_other_ends)
+    assert len(_sets(root, offered)[0]) == TRAIN
+    assert len(waited) == 1
+    assert not (root / ".lock").exists()
 
 
 def test_a_file_that_was_cut_off_is_one_line(
