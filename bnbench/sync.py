@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from bnbench import wandb_run
 from bnbench.curves import Point, points
+from bnbench.lock import is_taken
 from bnbench.records import (
     CURVE,
     EPOCHS,
@@ -27,7 +28,6 @@ from bnbench.records import (
     find_records,
     read_record,
 )
-from bnbench.training.lock import is_taken
 from bnbench.wandb_run import LostError
 from bnbench.wandb_server import Missing, NotTakenError, Server
 

@@ -16,8 +16,8 @@ from bnbench import cli, sync, wandb_run
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.curves import STEP, append_rows, points
+from bnbench.lock import RunLock
 from bnbench.records import CURVE, EPOCHS, HEALTH, write_record
-from bnbench.training.lock import RunLock
 from tests.records_factory import record_of
 from tests.wandb_stub import HISTORY, StubRun
 

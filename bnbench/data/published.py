@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bnbench.folders import missing, remove_empty
-from bnbench.training.lock import Lock
+from bnbench.lock import Lock
 
 from .images import DataSplits, ImageSet
 

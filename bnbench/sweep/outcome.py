@@ -7,9 +7,9 @@ import logging
 import time
 
 from bnbench.config import RunConfig
+from bnbench.lock import RunLock
 from bnbench.provenance import provenance
 from bnbench.records import finished_status, write_record
-from bnbench.training.lock import RunLock
 
 LETTING_GO_SECONDS = 2.0  # a rank that was killed has its lock until the processes that stream its images end
 log = logging.getLogger(__name__)

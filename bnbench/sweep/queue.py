@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 
 from bnbench.config import RunConfig
+from bnbench.lock import is_taken
 from bnbench.records import finished_status
 from bnbench.sweep.outcome import Outcome
-from bnbench.training.lock import is_taken
 
 PATIENCE_SECONDS = 30.0  # ranks whose starter was killed live until the end of a window, and hold their run
 

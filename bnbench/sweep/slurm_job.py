@@ -17,11 +17,11 @@ from typing import Any
 from bnbench.config import RunConfig, from_mapping
 from bnbench.last_words import TRY_LATER
 from bnbench.launch import check_world, place_given, speaks
+from bnbench.lock import is_taken
 from bnbench.records import RECORD, is_finished, read_record, write_atomic
 from bnbench.sweep.plan import plan_sweep
 from bnbench.sweep.restarts import BROKEN, broken_in, start_again
 from bnbench.sweep.stopping import SIGNALS, STOPPED
-from bnbench.training.lock import is_taken
 
 
 @dataclass(frozen=True)

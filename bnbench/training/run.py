@@ -15,6 +15,7 @@ import torch
 
 from bnbench import data
 from bnbench.config import RunConfig
+from bnbench.lock import RunLock, is_taken
 from bnbench.provenance import code_digest
 from bnbench.records import CURVE, EPOCHS, HEALTH, Status, digest, finished_status, write_record
 from bnbench.training.callbacks import (
@@ -29,7 +30,6 @@ from bnbench.training.callbacks import (
 )
 from bnbench.training.checkpoint import CheckpointFolder
 from bnbench.training.evaluation import FinalMeasures, landscape_metrics
-from bnbench.training.lock import RunLock, is_taken
 from bnbench.training.memory import PeakMemory
 from bnbench.training.result import (
     WEIGHTS,

@@ -22,7 +22,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
 from bnbench.compose import compose_jobs
 from bnbench.data import ImageSet, load
-from bnbench.training.lock import Lock
+from bnbench.lock import Lock
 
 TRAIN, TEST = 20, 6
 

@@ -16,9 +16,9 @@ import pytest
 
 from bnbench.compose import compose_jobs
 from bnbench.folders import config_folder
+from bnbench.lock import RunLock
 from bnbench.provenance import code_digest
 from bnbench.records import EPOCHS, RECORD, Record, digest, find_records, read_record
-from bnbench.training.lock import RunLock
 from tests.end_to_end.commands import NO_LOGGER, TINY, bnbench, record_files, records, train, tree
 
 pytestmark = pytest.mark.end_to_end

@@ -12,12 +12,12 @@ import pytest
 
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
+from bnbench.lock import NAME, RunLock
 from bnbench.records import FOREIGN, RECORD, digest, read_record, write_record
 from bnbench.sweep import outcome, spawned
 from bnbench.sweep.outcome import Outcome, write_failure
 from bnbench.sweep.spawned import SpawnedWorld
 from bnbench.sweep.stopping import StopRequest
-from bnbench.training.lock import NAME, RunLock
 from tests.records_factory import make_record
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from bnbench.config import RunConfig
+from bnbench.lock import RunLock
 from bnbench.sweep import batch, restarts, slurm_job
 from bnbench.sweep.restarts import broken_in, own_number, restarted
 from bnbench.sweep.slurm import JOBS
 from bnbench.sweep.slurm_job import Job
-from bnbench.training.lock import RunLock
 from tests.end_to_end.commands import clean_environment
 from tests.sweep.test_slurm import SBATCH, runs, write
 

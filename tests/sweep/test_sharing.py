@@ -12,12 +12,12 @@ import pytest
 
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
+from bnbench.lock import RunLock
 from bnbench.records import RECORD, read_record, write_record
 from bnbench.sweep import pool
 from bnbench.sweep.options import TARGET, PoolOptions, Share, pool_options
 from bnbench.sweep.plan import plan_sweep
 from bnbench.sweep.queue import Queue
-from bnbench.training.lock import RunLock
 from tests.records_factory import make_record
 
 TINY = (

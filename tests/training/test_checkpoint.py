@@ -15,9 +15,9 @@ import torch
 
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
+from bnbench.lock import NAME, RunLock, is_taken
 from bnbench.records import EPOCHS, HEALTH, RECORD, Record, read_record
 from bnbench.training.checkpoint import FOLDER, KEPT, CheckpointFolder
-from bnbench.training.lock import NAME, RunLock, is_taken
 from tests.ranks import WarmWorld
 
 # 8 steps of 64 in an epoch; windows of 3 steps end at 3 and 6.
