@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from bnbench.config import RunConfig
+from bnbench.config.data import FOLDERS
+from bnbench.dotted import is_dotted
 from bnbench.launch import command, place_given, speaks
 from bnbench.records import BROKEN, RECORD, Record, is_finished, read_record
 from bnbench.sweep.outcome import Outcome
@@ -52,7 +54,7 @@ def last_words(
     if remark:
         _say(remark)
     if recorded and sweep:
-        _show_report(recorded, argv)
+        _show_report(recorded, argv, all_there=all(is_finished(run.folder) for run in plan.runs))
     elif recorded:
         _say(f"record: {recorded[0].folder / RECORD}")
         _say(f"next:   bnbench report {shlex.quote(recorded[0].dir)}")
@@ -68,9 +70,14 @@ def _say_missing(plan: Plan, outcomes: Sequence[Outcome], words: Sequence[str]) 
     counts = Counter(became.get(run.folder, "not begun") for run in lacking)
     called = {"refused": "did not start", "elsewhere": "being trained by another process"}
     parts = ", ".join(f"{count} {called.get(status, status)}" for status, count in counts.items())
-    _say(
-        f"\nMissing: {len(lacking)} of {len(plan.runs)} run(s): {parts}. The same command trains just these:"
-    )
+    told = f"\nMissing: {len(lacking)} of {len(plan.runs)} run(s): {parts}."
+    refused = counts["refused"]
+    mend = " Mend first what is said above of those that did not start" if refused else ""
+    if refused == len(lacking):  # the same words would be refused again
+        _say(f"{told}{mend}.")
+        return
+    these = f"; the same command trains the other {len(lacking) - refused}"
+    _say(f"{told}{mend}{these if refused else ' The same command trains just these'}:")
     _say(f"  {shlex.join(words)}")
     if counts["failed"]:
         _say("(the tracebacks are in the records)")
@@ -85,7 +92,7 @@ def _readable(runs: Sequence[RunConfig]) -> list[Record]:
     return found
 
 
-def _show_report(runs: Sequence[RunConfig], argv: Sequence[str]) -> None:
+def _show_report(runs: Sequence[RunConfig], argv: Sequence[str], all_there: bool) -> None:
     """The reading half's table and page for a sweep's folders, then where to go from here."""
     from bnbench import report
 
@@ -99,14 +106,19 @@ def _show_report(runs: Sequence[RunConfig], argv: Sequence[str]) -> None:
         )
     same = [word for word in argv if not word.startswith("seed=")]
     other = [word for word in same if not ("=" in word and word.startswith(("name=", "dir=", "data")))]
-    _say("\nNext:")
-    if more := _more_seeds({run.seed for run in runs}):
-        _say(f"  {_command(same, f'seed={more}')}")
-        _say("      narrower intervals: what is finished is kept, only new seeds train")
-    _say(f"  {_command(other, 'data=image_folder', 'data.root=FOLDER', 'name=my-images')}")
-    _say("      the same on your own images")
+    following = []
+    more = _more_seeds({run.seed for run in runs})
+    if more and all_there:  # else it would train what is missing, too
+        following.append(f"  {_command(same, f'seed={more}')}")
+        following.append("      narrower intervals: what is finished is kept, only new seeds train")
+    if not any(run.data.name in FOLDERS or is_dotted(run.data.name) for run in runs):
+        following.append(f"  {_command(other, 'data=image_folder', 'data.root=FOLDER', 'name=my-images')}")
+        following.append("      the same on your own images")
     if runs[0].logger.name == "wandb" and runs[0].logger.mode == "offline":
-        _say(f"  bnbench sync {shlex.quote(folders[0])}\n      the curves on W&B (after wandb login)")
+        following.append(f"  bnbench sync {shlex.quote(folders[0])}")
+        following.append("      the curves on W&B (after wandb login)")
+    if following:
+        _say("\n".join(["\nNext:", *following]))
 
 
 def _more_seeds(seeds: set[int]) -> str:

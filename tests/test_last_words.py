@@ -80,6 +80,37 @@ def test_what_broke_in_an_earlier_start_is_told_and_does_not_count(tmp_path: Pat
     assert _code(tmp_path / "c", ["refused", "oom"], earlier=True) == 2
 
 
+def test_what_was_refused_is_not_offered_again_as_it_is(tmp_path: Path, capsys) -> None:
+    _code(tmp_path / "a", ["completed", "refused"], sweep=True)
+    told = capsys.readouterr().out
+    missing = (
+        "Missing: 1 of 2 run(s): 1 did not start. Mend first what is said above of those that did not start"
+    )
+    assert f"{missing}.\n" in told and "same command" not in told
+    assert "narrower intervals" not in told and "your own images" in told
+    _code(tmp_path / "b", ["failed", "refused"])
+    told = capsys.readouterr().out
+    assert (
+        "above of those that did not start; the same command trains the other 1:\n  bnbench train\n" in told
+    )
+    _code(tmp_path / "c", ["failed", "oom"])
+    assert "1 failed, 1 oom. The same command trains just these:\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "imagenet", "custom"])
+def test_whoever_has_their_own_images_is_not_sent_to_them(tmp_path: Path, capsys, kind: str) -> None:
+    for split in ("train", "test", "val"):
+        (tmp_path / split).mkdir()
+    words = [f"data={kind}", f"data.root={tmp_path}"]
+    if kind == "custom":
+        words = ["data=custom", "data.name=tests.records_factory.anything"]
+    runs = compose_jobs([f"dir={tmp_path}", *words, "logger=none", "seed=0,1,2,3,4"], multirun=True)
+    for run in runs:
+        write_record(run.folder, record_of(run))
+    last_words(Plan(finished=runs), [Outcome(run, "completed") for run in runs], ["-m", *words], True, None)
+    assert "Next:" not in capsys.readouterr().out
+
+
 def _suggested(folder: Path, capsys, argv: list[str], seeds: str) -> list[str]:
     runs = compose_jobs([f"dir={folder}", f"seed={seeds}", "logger=none", "norm=bn,gn"], multirun=True)
     for run in runs:
