@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
@@ -21,28 +25,51 @@ from bnbench.hydra_errors import explain
 
 
 @contextmanager
-def ready(extra_config_dir: str | None) -> Iterator[list[str]]:
-    """Hydra ready to compose; yields the overrides that add a user's own config folder."""
+def ready(extra_config_dir: str | None) -> Iterator[None]:
+    """Hydra ready to compose, also from a user's own config folder; as `--config-dir` adds it, so that globs see it."""
     if extra_config_dir is not None and not Path(extra_config_dir).is_dir():
         raise ValueError(f"--config-dir {extra_config_dir} is no folder")
-    searchpath = []
-    if extra_config_dir is not None:
-        quoted = str(Path(extra_config_dir).absolute()).replace("'", r"\'")
-        searchpath = [f"hydra.searchpath=['file://{quoted}']"]
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        yield searchpath
+        if extra_config_dir is not None:
+            loader = _loader()
+            path = loader.get_search_path()
+            folder = f"file://{Path(extra_config_dir).absolute()}"
+            path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+            loader.repository.initialize_sources(path)
+        yield
+
+
+def _loader() -> ConfigLoaderImpl:
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None and isinstance(hydra.config_loader, ConfigLoaderImpl)
+    return hydra.config_loader
 
 
 def parse(words: Sequence[str]) -> list[Override]:
-    parser, parsed = OverridesParser.create(), []
+    """The words as Hydra reads them, `ready` to compose: a glob lists the choices that it has then."""
+    parser, parsed = OverridesParser.create(_loader()), []
     for word in words:
         try:
-            parsed.append(parser.parse_override(word))
+            parsed += parser.parse_overrides([word])  # parse_override gives a glob no choices
         except HydraException:
-            raise ValueError(
-                f"cannot read {word!r}: the form is key=value, with quotes round a value that has special characters"
-            ) from None
+            raise ValueError(f"cannot read {word!r}: {_way_out(word, parser)}") from None
     return parsed
+
+
+def _way_out(word: str, parser: OverridesParser) -> str:
+    """The word ready to paste, where quotes that the shell leaves make it one that Hydra reads."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        return "it has no =; the form is key=value"
+    rule = "the form is key=value, with quotes round a value that has special characters"
+    if value.startswith(("[", "{")) or set(value) & set("\"'\\"):
+        return rule  # only its parts want quotes, or it has some
+    quoted = f"{key}=" + ",".join(f'"{each}"' for each in value.split(","))
+    try:
+        parser.parse_override(quoted)
+    except HydraException:
+        return rule
+    return f"special characters want quotes that the shell leaves: {shlex.quote(quoted)}"
 
 
 def without_sweeps(words: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,13 @@ MISTAKES = [  # words, what the line names
     (["dir=${nope}"], ["nope"]),
     (["a word"], ["a word", "key=value"]),
     (["name=[1"], ["key=value"]),
+    (["norm"], ["'norm'", "no ="]),
+    (["data=image_folder", "data.root=/tmp/bilderü"], ["""'data.root="/tmp/bilderü"'"""]),
+    (["data.root=/ü,/b c(d)"], ["""'data.root="/ü","/b c(d)"'"""]),
+    (["name=it's"], ["key=value"]),
+    (["optim.lr=interval(0.1,0.2)"], ["optim.lr=interval(0.1,0.2)", "-m optim.lr=0.1,0.2"]),
+    (["hydra.run.dir=X"], ["hydra.run.dir=X", "set dir=X instead"]),
+    (["hydra.sweep.dir='my runs'"], ["set dir='my runs' instead"]),
     (["logger=wandb", "logger.mode=on"], ["'on'", "offline, online, disabled"]),
 ]
 
@@ -113,6 +121,42 @@ def test_a_tree_with_val_in_place_of_test_is_told_what_reads_it(tmp_path):
 def test_a_mistake_in_one_run_of_a_sweep_stops_all_of_it(words):
     with pytest.raises(ValueError, match=r"^(?=.*(bnn|'a'|batchsize|63))[^\n]+$"):
         compose_jobs(words, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("optim.lr=interval(0.1,0.2)", "give values: -m optim.lr=0.1,0.2"),
+        ("hydra.sweep.dir=X", "set dir=X instead"),
+        ("hydra.sweep.dir=X,Y", "set dir=... instead"),
+        ("norm=glob(zz*)", "gives no value; known: bn, brn"),
+        ("seed=glob(*)", "seed=glob(*) gives no value"),
+        ("seed=range(5,0)", "seed=range(5,0) gives no value"),
+    ],
+)
+def test_a_sweep_that_cannot_be_tried_is_one_line(word, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        compose_jobs([word], True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_glob_is_the_choices_of_a_group_also_of_a_users_own_folder(tmp_path):
+    globbed = compose_jobs(["norm=glob([b*,gn],exclude=brn)", "seed=0,1"], True)
+    assert globbed == compose_jobs(["norm=bn,gn", "seed=0,1"], True)
+    for name in ("mine_a", "mine_b"):
+        (tmp_path / "schedule").mkdir(exist_ok=True)
+        (tmp_path / "schedule" / f"{name}.yaml").write_text("name: cosine\n")
+    mine = read_request(["schedule=glob(mine_*)"], True, str(tmp_path))
+    assert [job.words for job in mine.jobs] == [["schedule=mine_a"], ["schedule=mine_b"]]
+
+
+def test_an_experiments_own_interval_is_refused_in_one_line(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      optim.lr: interval(0.1,0.2)\n"
+    )
+    with pytest.raises(ValueError, match=r"give values: -m optim\.lr=0\.1,0\.2"):
+        read_request(["experiment=mine"], True, str(tmp_path))
 
 
 def test_a_later_word_wins_and_a_group_choice_keeps_the_keys():
