@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bnbench import wandb_run
+from bnbench.config.fields import positive
 from bnbench.curves import Point, points
 from bnbench.lock import is_taken
 from bnbench.records import (
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--entity", help="the user or team, instead of the one of the record, or of the key")
     parser.add_argument("--dry-run", action="store_true", help="ask what is missing, send nothing")
     parser.add_argument(
-        "--init-timeout", type=float, default=30, metavar="S", help="seconds to open a run (30)"
+        "--init-timeout", type=float, metavar="S", help="seconds to answer a question, or to open a run (30)"
     )
     parser.add_argument(
         "--finish-timeout", type=float, default=600, metavar="S", help="seconds to send a run's rows (600)"
@@ -151,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """The verb. Raises ValueError for a user's mistake."""
     arguments = _parser().parse_args(argv)
+    positive("--init-timeout", arguments.init_timeout)
+    positive("--finish-timeout", arguments.finish_timeout)
     if find_spec("wandb") is None:
         raise ValueError("wandb is not installed here: pip install '.[train]' in bnbench's checkout")
     found = find_runs(arguments.folders, arguments.project, arguments.entity)

@@ -194,18 +194,20 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
-def connect() -> tuple[Any, str]:
+def connect(seconds: float | None = None) -> tuple[Any, str]:
     """`wandb.Api` and the key's own entity. ValueError without a key, and what `asking` raises."""
     import wandb
 
+    seconds = API_SECONDS if seconds is None else seconds
+
     def ask() -> tuple[Any, str]:
-        api = wandb.Api(timeout=API_SECONDS)
+        api = wandb.Api(timeout=math.ceil(seconds))
         return api, api.default_entity or ""
 
     if not login():
         raise ValueError("there is no W&B key here: wandb login, or set WANDB_API_KEY")
     with asking():
-        return within(API_SECONDS, ask)
+        return within(seconds, ask)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from bnbench.sync import Local
 
 
+INIT_SECONDS = 30.0  # to open a run
+
+
 class NotTakenError(Exception):
     """The server answers, and does not take a run; one line."""
 
@@ -39,9 +42,11 @@ class Server:
     also NotTakenError.
     """
 
-    def __init__(self, init_timeout: float, finish_timeout: float) -> None:
-        self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
-        self.api, self.entity = connect()
+    def __init__(self, init_timeout: float | None, finish_timeout: float) -> None:
+        self.seconds = wandb_run.API_SECONDS if init_timeout is None else init_timeout  # of a question
+        self.init_timeout = INIT_SECONDS if init_timeout is None else init_timeout
+        self.finish_timeout = finish_timeout
+        self.api, self.entity = connect(self.seconds)
 
     def missing(self, local: Local) -> Missing:
         """What it lacks of a run now."""
@@ -52,7 +57,7 @@ class Server:
             return None if found is None else (wandb_run.steps_of(found), dict(found.summary))
 
         try:
-            there = within(wandb_run.API_SECONDS, ask)
+            there = within(self.seconds, ask)
         except Exception as error:
             raise self._problem(error) from None
         if there is None:
@@ -89,5 +94,5 @@ class Server:
             with asking():
                 raise error
         wandb_run.end_service()  # else the next run may be logged into this one
-        self.api, self.entity = connect()
+        self.api, self.entity = connect(self.seconds)
         return NotTakenError(f"W&B does not take it ({line_of(error)})")

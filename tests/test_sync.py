@@ -203,6 +203,23 @@ def test_a_server_that_does_not_answer_is_one_line_and_exit_1(tmp_path, server, 
     assert server.url in err and "does not answer" in err and "nothing is lost" in err
 
 
+def test_the_time_to_open_a_run_is_also_that_of_the_first_question(tmp_path, server, capsys):
+    _run(tmp_path)
+    server.delay = 20.0
+    code, out, err = _sync(capsys, str(tmp_path), "--init-timeout", "1.5")
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "does not answer (no answer within 1.5 s)" in err
+
+
+@pytest.mark.parametrize("option", ["--init-timeout", "--finish-timeout"])
+@pytest.mark.parametrize("seconds", ["0", "inf", "nan"])
+def test_a_time_that_is_none_is_one_line_and_exit_2(tmp_path, server, capsys, option, seconds):
+    _run(tmp_path)
+    code, out, err = _sync(capsys, str(tmp_path), option, seconds)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert f"{option}={float(seconds)} must be a finite number above 0" in err
+
+
 def test_a_history_that_is_not_listed_is_the_same_and_the_command_ends(tmp_path, server, capsys):
     """W&B's scan has no end of its own."""
     _run(tmp_path)
