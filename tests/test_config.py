@@ -16,6 +16,7 @@ from bnbench import catalog
 from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig, from_mapping
 from bnbench.config.data import IMAGES, _listing_digest
+from bnbench.config.run import LISTS
 from bnbench.folders import config_folder
 from bnbench.records import cell_of, digest
 
@@ -281,13 +282,13 @@ BAD = [  # key, value, what the message says besides both
     ("seed", -1, "at least 0"),
     ("seed", HUGE, ""),
     ("seed", "one", "valid integer"),
-    ("epochs", 0, "above 0"),
+    ("epochs", 0, "a whole number of at least 1"),
     ("epochs", 1.5, "valid integer"),
-    ("global_batch", 0, "above 0"),
+    ("global_batch", 0, "a whole number of at least 1"),
     ("global_batch", 63, "divisible by the 2 ranks"),
     ("model.name", "resnet9", "resnet8, resnet14"),
-    ("model.width", 0, "above 0"),
-    ("model.stem_stride", -1, "above 0"),
+    ("model.width", 0, "a whole number of at least 1"),
+    ("model.stem_stride", -1, "a whole number of at least 1"),
     ("norm.name", "bnn", "bn, syncbn, ghost"),
     ("norm.batch_size", 3, "possible here: 1, 2, 4"),
     ("norm.batch_size", 48, "possible here: 1, 2, 4"),
@@ -297,16 +298,22 @@ BAD = [  # key, value, what the message says besides both
     ("norm.momentum", 1.5, "(0, 1]"),
     ("norm.eps", 0, "above 0"),
     ("norm.eps", float("inf"), ""),
-    ("norm.num_groups", 0, "above 0"),
+    ("norm.num_groups", 0, "a whole number of at least 1"),
     ("norm.placement", "behind", "before, after"),
     ("data.name", "mnist", "digits, image_folder, cifar10"),
     ("data.augment", "flips", "none, flip, crop, crop_flip"),
-    ("data.max_train", 0, "above 0"),
-    ("data.max_test", -5, "above 0"),
+    ("data.max_train", 0, "a whole number of at least 1"),
+    ("data.max_test", -5, "a whole number of at least 1"),
     ("data.std", [0.2, 0, 0.2], "positive"),
     ("data.std", [0.2, float("nan"), 0.2], ""),
     ("data.mean", [0.2, float("inf"), 0.2], ""),
-    ("data.mean", [0.5], ""),
+    ("data.mean", [0.5], "three numbers"),
+    ("data.mean", 0.5, "three numbers, such as [0.49"),
+    ("data.std", [1.0, 1.0, 1.0, 1.0], "three numbers"),
+    ("optim.betas", 0.9, "two numbers"),
+    ("schedule.milestones", 0.5, "numbers, such as [0.5"),
+    ("logger.tags", "mine", "words, such as [a,b]"),
+    ("data.workers", -1, "a whole number of at least 0"),
     ("data.title", " ", "one line"),
     ("data.title", 81 * "a", "80 characters"),
     ("optim.name", "adam", "sgd"),
@@ -314,7 +321,7 @@ BAD = [  # key, value, what the message says besides both
     ("optim.lr", float("nan"), ""),
     ("optim.lr", float("inf"), ""),
     ("optim.lr_rule", "cubic", "none, linear, sqrt"),
-    ("optim.base_batch", 0, "above 0"),
+    ("optim.base_batch", 0, "a whole number of at least 1"),
     ("optim.momentum", 1, "[0, 1)"),
     ("optim.nesterov", "maybe", "boolean"),
     ("optim.weight_decay", -1e-4, "at least 0"),
@@ -322,11 +329,11 @@ BAD = [  # key, value, what the message says besides both
     ("optim.warmup_epochs", -1, "at least 0"),
     ("optim.warmup_epochs", 99, "longer than epochs"),
     ("trainer.accelerator", "tpu", "auto, cpu, gpu"),
-    ("trainer.devices", 0, "above 0"),
-    ("trainer.num_nodes", 0, "above 0"),
+    ("trainer.devices", 0, "a whole number of at least 1"),
+    ("trainer.num_nodes", 0, "a whole number of at least 1"),
     ("trainer.precision", "fp16", "fp32, bf16, fp64"),
-    ("trainer.threads", 0, "above 0"),
-    ("trainer.log_every", 0, "above 0"),
+    ("trainer.threads", 0, "a whole number of at least 1"),
+    ("trainer.log_every", 0, "a whole number of at least 1"),
     ("trainer.checkpoint_minutes", float("inf"), "or null"),
     ("trainer.checkpoint_minutes", -1.0, "or null"),
     ("trainer.time_limit_minutes", float("inf"), "or null"),
@@ -347,6 +354,30 @@ def test_a_bad_value_is_one_line_with_the_key_and_the_rule(base, key, value, rul
     assert rule in message
     if not isinstance(value, list):
         assert str(value) in message
+
+
+@pytest.mark.parametrize("key", ["optim.lr", "seed"])
+def test_what_has_no_value_is_called_as_it_is_written(base, key):
+    with pytest.raises(ValueError, match=f"^{key}=null: input should be a valid"):
+        _with(base, **{key.replace(".", "__"): None})
+
+
+def test_every_key_that_takes_a_list_has_its_form_told(base):
+    values = dataclasses.asdict(base)
+    for part in ("data", "optim", "schedule", "logger", "model", "norm", "trainer", "recipe", "measure"):
+        for field in dataclasses.fields(getattr(base, part)):
+            assert ("tuple" in str(field.type)) == (f"{part}.{field.name}" in LISTS), field
+    assert {key.partition(".")[0] for key in LISTS} <= set(values)
+
+
+@pytest.mark.parametrize(("group", "other"), [("model", "resnet8"), ("norm", "gn")])
+def test_a_users_own_in_place_of_another_choice_is_told_how_it_is_chosen(group, other):
+    words = [f"{group}={other}", f"{group}.name=tests.records_factory.anything"]
+    said = f"{words[1]} is your own {group}: choose {group}=custom with it (in a sweep with others: a second command"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        compose_jobs(words)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        compose_jobs([f"{group}={other},custom", words[1]], multirun=True)
 
 
 @pytest.mark.parametrize("title", ["two\nlines", "a bell\a"])

@@ -20,7 +20,7 @@ def bug(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_was_raised_to_be_told_is_told() -> None:
-    with pytest.raises(ValueError, match="above 0") as caught:
+    with pytest.raises(ValueError, match="at least 1") as caught:
         positive("data.max_train", 0)
     assert is_told(caught.value)
 

@@ -31,11 +31,22 @@ class Named:
         return dotted.source_digest(self.name) if dotted.is_dotted(self.name) else None
 
 
+def not_chosen(group: str, name: str) -> str:
+    """What is said of a user's own where another choice of its group stands."""
+    return (
+        f"{group}.name={name} is your own {group}: choose {group}=custom with it (in a sweep with others: a second "
+        "command under the same name=...)"
+    )
+
+
 def positive(
     key: str, value: float | None, minimum: float = 0, inclusive: bool = False, way_out: str = ""
 ) -> None:
     if value is None:
         return
     if not math.isfinite(value) or not (value >= minimum if inclusive else value > minimum):
-        rule = "at least" if inclusive else "above"
-        raise ValueError(f"{key}={value} must be a finite number {rule} {minimum}{way_out}")
+        if isinstance(value, int):
+            rule = f"a whole number of at least {minimum if inclusive else minimum + 1:g}"
+        else:
+            rule = f"a finite number {'at least' if inclusive else 'above'} {minimum}"
+        raise ValueError(f"{key}={value} must be {rule}{way_out}")

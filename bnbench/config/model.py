@@ -11,7 +11,7 @@ from typing import Any
 
 from bnbench import catalog, dotted
 
-from .fields import STRICT, Float, Int, Named, positive
+from .fields import STRICT, Float, Int, Named, not_chosen, positive
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class ModelConfig(Named):
     def __post_init__(self) -> None:
         if dotted.is_dotted(self.name):
             dotted.check_findable("model.name", self.name)
+            if self.options is None:
+                raise ValueError(not_chosen("model", self.name))
         else:
             catalog.check_known("model", self.name, catalog.MODELS)
         for key in self.info.uses:

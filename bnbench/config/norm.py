@@ -9,7 +9,7 @@ from typing import Any
 
 from bnbench import catalog, dotted
 
-from .fields import STRICT, Float, Int, Named, positive
+from .fields import STRICT, Float, Int, Named, not_chosen, positive
 
 CHOICES = {
     "statistics": catalog.STATISTICS_POLICIES,
@@ -45,7 +45,7 @@ class NormConfig(Named):
         if dotted.is_dotted(self.name):
             dotted.check_findable("norm.name", self.name)
             if self.family is None:
-                raise ValueError(f"norm.name={self.name} is your own norm: choose norm=custom with it")
+                raise ValueError(not_chosen("norm", self.name))
             catalog.check_known("norm.family", self.family, catalog.FAMILIES)
         else:
             catalog.check_known("norm", self.name, catalog.NORMS)

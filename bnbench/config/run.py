@@ -274,6 +274,17 @@ class RunConfig:
         return Path(self.dir) / f"{self.run_name}-{digest(self.identity())}"
 
 
+# The keys that take a list, and what of; the errors of one that is none, is too short or too long.
+LISTS = {
+    "data.mean": "three numbers, such as [0.49,0.48,0.45]",
+    "data.std": "three numbers, such as [0.25,0.24,0.26]",
+    "optim.betas": "two numbers, such as [0.9,0.999]",
+    "schedule.milestones": "numbers, such as [0.5,0.75]",
+    "logger.tags": "words, such as [a,b]",
+}
+NO_SUCH_LIST = ("tuple_type", "missing", "too_long")
+
+
 @functools.cache
 def _adapter() -> pydantic.TypeAdapter[RunConfig]:
     return pydantic.TypeAdapter(RunConfig)
@@ -305,12 +316,20 @@ def _first_line(error: Any) -> str:
     if error["type"] == "unexpected_keyword_argument":
         choice = f" with this choice of {error['loc'][0]}" if len(error["loc"]) > 1 else ""
         return f"{key} is read by nothing{choice}: remove it"
+    if (form := LISTS.get(".".join(map(str, error["loc"][:2])))) and error["type"] in NO_SUCH_LIST:
+        key = ".".join(error["loc"][:2])
+        return f"{key}={_written(error['input'])} must be a list of {form}"
     if error["type"] == "missing":
         return f"{key} is missing: every run needs it"
     several = _several(error["input"]) if error["type"] == "int_type" else ""
     if several:
         return f"{key}={error['input']}: a run has one whole number; for several: -m '{key}={several}'"
-    return f"{key}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{key}={_written(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _written(value: Any) -> str:
+    """A value as a command line has it, but for the quotes that tell text from numbers."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def _several(value: Any) -> str:

@@ -156,7 +156,7 @@ def test_a_run_is_validated_on_it_and_the_record_says_so():
             r"data\.val_images=33 leaves 7 images to train on, fewer than global_batch=8",
         ),
         (["data.val_images=1"], r"data\.val_images=1 does not reach for 2 ranks: raise it"),
-        (["data.val_images=0"], r"data\.val_images=0 must be .* above 0"),
+        (["data.val_images=0"], r"data\.val_images=0 must be .* at least 1"),
         (["data.val_images=4", "data.val_seed=-1"], r"data\.val_seed=-1 must be at least 0"),
         (["data.val_seed=1"], r"data\.val_seed=1 would be ignored without data\.val_images"),
     ],

@@ -55,7 +55,7 @@ CONFIG_MISTAKES = {
     "truth value for an integer": (["epochs=true"], ["epochs=True", "integer"]),
     "no value": (["epochs="], ["epochs=''", "integer"]),
     "null for a group": (["norm=null"], ["norm=null", "known: bn, brn, "]),
-    "zero epochs": (["epochs=0"], ["epochs=0", "above 0"]),
+    "zero epochs": (["epochs=0"], ["epochs=0", "at least 1"]),
     "negative seed": (["seed=-1"], ["seed=-1", "at least 0"]),
     "learning rate not a number": (["optim.lr=nan"], ["optim.lr=nan", "above 0"]),
     "infinite learning rate": (["optim.lr=inf"], ["optim.lr=inf"]),
