@@ -52,7 +52,7 @@ CONFIG_MISTAKES = {
     "key that nothing reads": (["+optim.nestrov=true"], ["optim.nestrov", "remove it"]),
     "word for a number": (["epochs=many"], ["epochs='many'", "integer"]),
     "fraction for an integer": (["epochs=1.5"], ["epochs=1.5", "integer"]),
-    "truth value for an integer": (["epochs=true"], ["epochs=True", "integer"]),
+    "truth value for an integer": (["epochs=true"], ["epochs=true", "integer"]),
     "no value": (["epochs="], ["epochs=''", "integer"]),
     "null for a group": (["norm=null"], ["norm=null", "known: bn, brn, "]),
     "zero epochs": (["epochs=0"], ["epochs=0", "at least 1"]),
