@@ -1,4 +1,4 @@
-"""The fairness of what was compared, on the page."""
+"""The fairness of what was compared, and what each norm truly was, on the page."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Any
 
 from bnbench.fairness import Fairness, called, fairness
 from bnbench.records import Record, cell_of, digest, flatten, value_at
+from bnbench.report.numbers import short
+from bnbench.swapped import changes
+
+KEPT = (
+    "\nact=False: such a layer runs without the activation that its norm includes, and the network keeps its own "
+    "behind it.\n"
+)
 
 
 def of(records: Iterable[Record]) -> Fairness:
@@ -21,16 +28,34 @@ def of(records: Iterable[Record]) -> Fairness:
 
 
 def section(records: Sequence[Record]) -> str:
-    """Markdown: the factors that differ besides the swept ones, and whether seeds are paired. "" for one cell."""
-    found = of(records)
+    """Markdown: the factors that differ besides the swept ones, whether seeds are paired, what the swap changed.
+
+    "" for one cell whose norms are what was asked.
+    """
+    found, changed = of(records), swapped(records)
     if not found.swept and not found.besides:
-        return ""
+        return f"## Fairness\n{changed}" if changed else ""
     swept = ", ".join(map(called, found.swept)) or "nothing"
     head = f"## Fairness: what differs besides the swept factors\n\nSwept: {swept}. "
     if not found.besides:
-        return f"{head}No factor differs besides.\n{pairing(records)}"
+        return f"{head}No factor differs besides.\n{pairing(records)}{changed}"
     listed = "".join(f"- {difference}\n" for difference in found.besides)
-    return f"{head}Besides, these differ:\n\n{listed}{pairing(records)}"
+    return f"{head}Besides, these differ:\n\n{listed}{pairing(records)}{changed}"
+
+
+def swapped(records: Iterable[Record]) -> str:
+    """Markdown: by norm and model, where layers are other than the settings say. "" where all are as asked."""
+    notes: dict[str, None] = {}  # each once, in the order of the records
+    for record in records:
+        norm, model = (value_at(record.identity, key) for key in ("norm.name", "model.name"))
+        notes |= dict.fromkeys(f"{norm} in {model}: {change}" for change in changes(record.norm_swap))
+    if not notes:
+        return ""
+    listed = "".join(f"- {short(note)}\n" for note in notes)
+    kept = any("act=False" in note for note in notes)
+    return (
+        "\nWhat the swap of norms changed, whatever the settings say:\n\n" + listed + (KEPT if kept else "")
+    )
 
 
 def pairing(records: Sequence[Record]) -> str:
