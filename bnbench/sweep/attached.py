@@ -6,8 +6,9 @@ import gc
 import signal
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bnbench.config import RunConfig, TrainerConfig
@@ -22,19 +23,29 @@ LOOKING_SECONDS = 0.5
 
 
 def run_attached(
-    place: Place, trainer: TrainerConfig, todo: Sequence[RunConfig], stop: StopRequest
+    place: Place,
+    trainer: TrainerConfig,
+    todo: Sequence[RunConfig],
+    stop: StopRequest,
+    apart: Mapping[Path, Sequence[str]],
 ) -> list[Outcome]:
-    """Call it on every rank, of the world that `trainer` asks for.
+    """Call it on every rank, of the world that `trainer` asks for; `apart` as in `SweepProgress`.
 
     A failure propagates: the other ranks may hang, and what started them ends them.
     """
     with stop:
         # Ctrl-C reaches the whole group, and what started the ranks asks them by a signal of its own.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return _run(place, trainer, todo, stop)
+        return _run(place, trainer, todo, stop, apart)
 
 
-def _run(place: Place, trainer: TrainerConfig, todo: Sequence[RunConfig], stop: StopRequest) -> list[Outcome]:
+def _run(
+    place: Place,
+    trainer: TrainerConfig,
+    todo: Sequence[RunConfig],
+    stop: StopRequest,
+    apart: Mapping[Path, Sequence[str]],
+) -> list[Outcome]:
     from bnbench.training.callbacks import PreemptedError
     from bnbench.training.run import BusyError, train_run
     from bnbench.training.setup import DataCache
@@ -44,7 +55,7 @@ def _run(place: Place, trainer: TrainerConfig, todo: Sequence[RunConfig], stop: 
     gc.freeze()
     queue = Queue(todo)  # the leader's decides: each rank has looked at the folder at a time of its own
     cache, outcomes = DataCache(), []
-    with SweepProgress(len(todo), quiet=not world.leads) as progress:
+    with SweepProgress(len(todo), quiet=not world.leads, apart=apart) as progress:
         for config in _handed_out(queue, world, stop):
             progress.begin(config)
             begun = time.time()

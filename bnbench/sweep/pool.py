@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from bnbench.config import RunConfig
 from bnbench.launch import place_given
 from bnbench.sweep.attached import run_attached
+from bnbench.sweep.names import apart
 from bnbench.sweep.options import PoolOptions, Share
 from bnbench.sweep.outcome import Outcome
 from bnbench.sweep.plan import Plan
@@ -39,8 +40,11 @@ def run_all(plan: Plan, options: PoolOptions = DEFAULT, stop: StopRequest | None
         todo = [run for run in plan.todo if run.folder not in gone]
         earlier = [dataclasses.replace(outcome, earlier=True) for outcome in broken]
         # Also for nothing: another rank, which has looked at the folder at a time of its own, may have something to do.
-        return earlier + run_attached(place, plan.runs[0].trainer, todo, stop or StopRequest())
-    with stop or StopRequest() as stop, SweepProgress(len(plan.todo)) as progress:
+        return earlier + run_attached(
+            place, plan.runs[0].trainer, todo, stop or StopRequest(), apart(plan.runs)
+        )
+    progress = SweepProgress(len(plan.todo), apart=apart(plan.runs))
+    with stop or StopRequest() as stop, progress:
         pool = Pool(plan, options, stop, progress)
         try:
             return pool.run()

@@ -10,11 +10,11 @@ from typing import Any
 
 from bnbench.compose import Job, Request
 from bnbench.config import RunConfig
-from bnbench.fairness import called
-from bnbench.records import Record, cell_of, digest, find_records, flatten, read_record
+from bnbench.records import Record, cell_of, digest, find_records, read_record
 from bnbench.sweep.disk import Disk, checkpoint_bytes, disk_needs
 from bnbench.sweep.estimate import Device, Estimate, Estimates, estimate
 from bnbench.sweep.fairness import told
+from bnbench.sweep.names import apart, short
 from bnbench.sweep.plan import Plan
 
 # From cells (a run of each) and earlier records; problems by the places of their cells.
@@ -166,7 +166,9 @@ def preview(
     on_gpus = told_by.device is not None and told_by.device.type == "cuda"
     places = iter(range(len(told_by.cells)))
     cells = []
-    for name, runs, left in zip(_names(runs_of), runs_of, todo, strict=True):
+    settings = apart([runs[0] for runs in runs_of])
+    for runs, left in zip(runs_of, todo, strict=True):
+        name = " ".join([short(runs[0]), *settings[runs[0].folder]])
         finished = [run for run in runs if run.folder in done]
         others = [run for run in runs if run.folder not in done | to_do]
         place = next(places) if left else None
@@ -206,22 +208,6 @@ def read_earlier(runs: Iterable[RunConfig]) -> Earlier:
         except ValueError:
             unreadable += 1
     return Earlier(records, list(dict.fromkeys(folders)), unreadable)
-
-
-def _names(cells: Sequence[Sequence[RunConfig]]) -> list[str]:
-    """What a run's name says without its seed; where cells share that, the settings that tell them apart."""
-    short = [runs[0].run_name.removesuffix(f"-s{runs[0].seed}") for runs in cells]
-    flat = [flatten(cell_of(runs[0].identity())) for runs in cells]
-    names = []
-    for name, mine in zip(short, flat, strict=True):
-        others = [theirs for other, theirs in zip(short, flat, strict=True) if other == name]
-        apart = [
-            key
-            for key, value in mine.items()
-            if all(key in theirs for theirs in others) and any(theirs[key] != value for theirs in others)
-        ]
-        names.append(" ".join([name, *(f"{called(key)}={mine[key]}" for key in apart)]))
-    return names
 
 
 def _tracking(runs: Sequence[RunConfig]) -> Tracking | None:

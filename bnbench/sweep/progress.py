@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bnbench.config import RunConfig
-from bnbench.records import RECORD, read_record
+from bnbench.records import RECORD, Record, read_record
+from bnbench.swapped import changes
 
 
 @dataclass
@@ -26,11 +27,23 @@ class _Current:
 
 
 class SweepProgress:
-    """Bars on a terminal; elsewhere (a log file, CI) the one line that each finished run leaves."""
+    """Bars on a terminal; elsewhere (a log file, CI) the one line that each finished run leaves.
 
-    def __init__(self, total: int, console: Console | None = None, quiet: bool = False) -> None:
+    `apart`: by a run's folder, what tells it from others of its name (`sweep/names.py`). What the swap of norms changed
+    stands once below the first run that it was changed in: only its record tells, as the ranks swap.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        console: Console | None = None,
+        quiet: bool = False,
+        apart: Mapping[Path, Sequence[str]] | None = None,
+    ) -> None:
         self.console = console or Console(soft_wrap=True, quiet=quiet)
         self.total, self.done = total, 0
+        self.apart = apart or {}
+        self._told: set[str] = set()
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -58,7 +71,7 @@ class SweepProgress:
         now = time.monotonic()
         if not (self.done or self._current):
             self._started = now  # the ranks' start is no part of a run's pace
-        bar = self.bars.add_task(config.run_name, total=None, detail="preparing")
+        bar = self.bars.add_task(self.name(config), total=None, detail="preparing")
         self._current[config.folder] = _Current(bar, now)
 
     def update(self, config: RunConfig, event: Mapping[str, Any]) -> None:
@@ -83,10 +96,20 @@ class SweepProgress:
         self.done += 1
         self.bars.update(self._sweep, completed=self.done)
         seconds = self.drop(config)
+        record = _record(config)
         self.say(
-            f"[{self.done}/{self.total}] {config.run_name}: {outcome}{_error(config)}, {seconds:.1f} s"
+            f"[{self.done}/{self.total}] {self.name(config)}: {outcome}{_error(record)}, {seconds:.1f} s"
             + (f" ({config.data.label})" if config.data.label else "")
         )
+        for change in [] if record is None else changes(record.norm_swap):
+            line = f"  {config.kind} in {config.model.label}: {change}"
+            if line not in self._told:
+                self._told.add(line)
+                self.say(line)
+
+    def name(self, config: RunConfig) -> str:
+        """As in the folder's name, and what tells it from other runs of that name."""
+        return " ".join([config.run_name, *self.apart.get(config.folder, [])])
 
     def drop(self, config: RunConfig) -> float:
         """The run is no longer trained here; the seconds that it took."""
@@ -98,11 +121,15 @@ class SweepProgress:
         self.console.print(line, highlight=False, markup=False)
 
 
-def _error(config: RunConfig) -> str:
+def _record(config: RunConfig) -> Record | None:
     try:
-        error = read_record(config.folder / RECORD).metrics.get("final_val_error")
+        return read_record(config.folder / RECORD)
     except ValueError:
-        return ""
+        return None
+
+
+def _error(record: Record | None) -> str:
+    error = None if record is None else record.metrics.get("final_val_error")
     return "" if error is None else f", validation error {error:.2f}%"
 
 

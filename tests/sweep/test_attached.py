@@ -54,7 +54,9 @@ def test_a_requeued_job_joins_for_what_is_left_be_it_nothing(
     monkeypatch.setattr(pool, "place_given", lambda: Place(0, 2, 0, 2, "srun"))
     joined: list[Any] = []
 
-    def attached(place: Place, trainer: Any, todo: list[RunConfig], stop: StopRequest) -> list[Any]:
+    def attached(
+        place: Place, trainer: Any, todo: list[RunConfig], stop: StopRequest, apart: Any
+    ) -> list[Any]:
         joined.append((trainer, todo))
         return []
 

@@ -16,6 +16,7 @@ from bnbench.compose import compose_jobs
 from bnbench.config import RunConfig
 from bnbench.provenance import code_digest, other_code
 from bnbench.records import write_record
+from bnbench.sweep.names import apart
 from bnbench.sweep.plan import Plan, plan_single, plan_sweep
 from bnbench.sweep.progress import SweepProgress
 from tests.records_factory import make_record
@@ -246,3 +247,21 @@ def test_a_terminal_shows_pace_and_keeps_the_lines(plan):
 def test_only_one_rank_speaks(plan, capsys):
     _drive(SweepProgress(2, quiet=True), plan, ["completed", "failed"])
     assert capsys.readouterr().out == ""
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, capsys):
+    plan = plan_sweep(_jobs("optim.lr=0.1,0.2", "seed=0,1", folder=tmp_path))
+    _drive(SweepProgress(4, apart=apart(plan.runs)), plan, ["completed"] * 4)
+    names = [line.partition("] ")[2].partition(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [f"resnet8-bn-nbs32-s{seed} lr={lr}" for lr in (0.1, 0.2) for seed in (0, 1)]
+
+
+def test_what_the_swap_of_norms_changed_is_told_once(plan, capsys):
+    for config in plan.todo:
+        record = make_record(error=10.0)
+        record.norm_swap = {"notes": ["b1: num_groups 4, not 5: 8 channels"]}
+        write_record(config.folder, record)
+    _drive(SweepProgress(2), plan, ["completed", "completed"])
+    first, told, second = capsys.readouterr().out.splitlines()
+    assert (first[:5], second[:5]) == ("[1/2]", "[2/2]")
+    assert told == "  bn in resnet8: b1: num_groups 4, not 5: 8 channels"
