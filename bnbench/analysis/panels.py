@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import polars as pl
 
 HEADINGS = {"world_size": "ranks", "global_batch": "global batch", "per_device_batch": "batch/device"}
+HEADINGS |= {"recipe.name": "optimizer", "recipe.schedule.name": "schedule", "recipe.eps": "optimizer eps"}
+OPTIMIZER = "recipe.name"
 Row = Mapping[str, Any]
 MEMORY_NOISE = 0.05  # a share
 
@@ -32,6 +34,7 @@ def panels(runs: pl.DataFrame, cells: pl.DataFrame) -> list[Panel]:
     """
     varying = factors(cells)
     outer = [key for key in varying if key != "data" and not key.startswith("norm.")]
+    outer = [key for key in outer if not _follows(cells, key)]
     inner = [key for key in varying if key.startswith("norm.")]
     costs = {row["cell"]: row for row in _costs(runs).iter_rows(named=True)}
     errors = errors_by_seed(runs)
@@ -58,6 +61,16 @@ def panels(runs: pl.DataFrame, cells: pl.DataFrame) -> list[Panel]:
         )
         found.setdefault(title, []).append(cell)
     return [Panel(title, title, _fronted(own_cells)) for title, own_cells in found.items()]
+
+
+def _follows(cells: pl.DataFrame, key: str) -> bool:
+    """Whether a key says no more than the optimizer does: not all of them have it, and each that does has one value."""
+    if not key.startswith("recipe.") or key == OPTIMIZER or OPTIMIZER not in cells.columns:
+        return False
+    found: dict[str, set[str | None]] = {}
+    for name, value in cells.select(OPTIMIZER, key).iter_rows():
+        found.setdefault(name, set()).add(value)
+    return {None} in found.values() and all(len(values) == 1 for values in found.values())
 
 
 def errors_by_seed(runs: pl.DataFrame) -> dict[str, dict[int, float]]:

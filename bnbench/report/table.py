@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from bnbench import catalog
-from bnbench.analysis.panels import HEADINGS, heading, span_kind
+from bnbench.analysis.panels import heading, span_kind
 from bnbench.analysis.statistics import MISSED, factors
 
 if TYPE_CHECKING:
     import polars as pl
 
-_RIGHT = ("NBS", "seeds", "val. error %", "images/s", *HEADINGS.values())
+_RIGHT = ("NBS", "seeds", "val. error %", "images/s", "ranks", "global batch", "batch/device")
 NOTHING = "–"
 
 LEGEND = (
