@@ -25,6 +25,7 @@ FOLLOWS = {
 }
 # What an identity without the key means, where that is a setting too: layers start as their model builds them.
 UNSAID = {"norm.init": "none"}
+UNEVEN = "swept over other values with one choice than with another"
 SMALLER_THAN_NAMES = 3  # of several groups, the largest is called "others" from this many on
 
 Flat = Mapping[str, Any]
@@ -43,15 +44,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class Fairness:
+    """`uneven`: of the swept, those that took other values with one choice than with another."""
+
     swept: tuple[str, ...]
     besides: tuple[Difference, ...]
+    uneven: tuple[Difference, ...] = ()
 
     def lines(self) -> list[str]:
-        """One line where nothing differs besides, else one for each factor that does."""
+        """One line where nothing differs besides, else one for each factor that does; and the uneven ones."""
         swept = ", ".join(map(called, self.swept)) or "the seed"
-        if not self.besides:
-            return [f"fairness: no factor differs besides the swept {swept}"]
-        return [f"fairness: besides the swept {swept} these differ", *(f"  {d}" for d in self.besides)]
+        lines = [f"fairness: no factor differs besides the swept {swept}"]
+        if self.besides:
+            lines = [f"fairness: besides the swept {swept} these differ", *(f"  {d}" for d in self.besides)]
+        if self.uneven:
+            lines += [f"fairness: {UNEVEN}", *(f"  {d}" for d in self.uneven)]
+        return lines
 
 
 def called(key: str) -> str:
@@ -64,17 +71,17 @@ def fairness(cells: Iterable[tuple[Flat, int | None]]) -> Fairness:
     """Of cells as flat identities without their seed, each with its number of training images, if known.
 
     A factor is swept where two cells differ in it and in nothing but what follows from it (and choices of a
-    model, norm, data set, optimizer or schedule always are); it differs besides where none do, or where one choice
-    was swept over other values of it than another. A key that only some cells have is compared among those.
+    model, norm, data set, optimizer or schedule always are); it differs besides where none do. It is uneven
+    where one choice was swept over other values of it than another. A key that only some cells have is compared among
+    those.
     """
     facts = list({json.dumps(fact, sort_keys=True): fact for fact in map(_facts, cells)}.values())
     keys = sorted({key for fact in facts for key in fact})
     varying = [key for key in keys if len(_values(facts, key)) > 1]
     swept = [key for key in varying if key in CHOICES or _alone(facts, key, varying)]
-    besides = [
-        _difference(facts, key, swept) for key in varying if key not in swept or _uneven(facts, key, swept)
-    ]
-    return Fairness(tuple(swept), tuple(besides))
+    besides = [_difference(facts, key, swept) for key in varying if key not in swept]
+    uneven = [_difference(facts, key, swept) for key in swept if _uneven(facts, key, swept)]
+    return Fairness(tuple(swept), tuple(besides), tuple(uneven))
 
 
 def _facts(cell: tuple[Flat, int | None]) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def test_a_setting_that_goes_with_a_norm_is_not_swept() -> None:
     for own in ((0.2,), (0.4, 0.8)):
         uneven = fairness([*crossed[::2], *(cell(norm="gn", nbs=None, lr=lr) for lr in own)])
         assert uneven.swept == ("norm.name", "recipe.lr")
-        assert "lr" in besides(uneven)
+        assert "lr" not in besides(uneven)  # it is swept: not besides
+        assert [each.key for each in uneven.uneven] == ["lr"]
+        assert "fairness: swept over other values with one choice than with another" in uneven.lines()
 
 
 @pytest.mark.parametrize("extra", [{}, {"norm_settings": {"eps": 1e-3}}])

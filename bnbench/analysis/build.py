@@ -63,6 +63,7 @@ def answer(
         replace(panel, sentences=(*sentences(panel, question.resolve), *_of_two_folders(panel, twice)))
         for panel in shown
     ]
+    shown[0] = replace(shown[0], sentences=(*shown[0].sentences, *_of_folders_apart(collected, twice)))
     found = courses(runs, files or Files())
     return Answer(
         title=_title(cells),
@@ -104,6 +105,16 @@ def _of_two_folders(panel: Panel, twice: dict[str, list[str]]) -> list[str]:
         return []
     runs = f"{len(used):,} run{'s are' if len(used) > 1 else ' is'}"
     return [f"{runs} in several folders: here those of {' and '.join(dict.fromkeys(used))} count."]
+
+
+def _of_folders_apart(collected: Collected, twice: dict[str, list[str]]) -> list[str]:
+    """Why nothing stands side by side, of several folders."""
+    folders = collected.sides["root"].n_unique()
+    if twice or folders < 2:
+        return []
+    return [
+        f"The {'two' if folders == 2 else folders} folders hold no run in common: their cells stand in one table."
+    ]
 
 
 def _diverged(runs: pl.DataFrame) -> dict[str, set[int]]:

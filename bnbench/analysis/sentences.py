@@ -158,13 +158,13 @@ def _open(panel: Panel, resolve: float) -> list[str]:
         return []
     have = max(c.pairs for c in undecided)
     few = f"{min(known)}" if min(known) == max(known) else f"{min(known)} to {max(known)}"
-    one, points = len(undecided) == 1, f"{resolve:g} point{'' if resolve == 1 else 's'}"
+    one = len(undecided) == 1
     beyond = f" ({len(needed) - len(known)} of them far more)" if len(known) < len(needed) else ""
     return [
         f"Not distinguishable is not equal: {len(undecided)} of {len(panel.contrasts)} comparisons "
         f"{'is' if one else 'are'} open with {'' if one else 'up to '}{have} seeds; to find a true difference of "
-        f"{points} {'it takes' if one else 'they take'} {few}{beyond}, at a power of 80%, each by itself, and by the "
-        "spread of these seeds, which few seeds tell roughly."
+        f"{points(resolve)} {'it takes' if one else 'they take'} {few}{beyond}, at a power of 80%, each by itself, and "
+        "by the spread of these seeds, which few seeds tell roughly."
     ]
 
 
@@ -198,3 +198,8 @@ def _interval(found: Interval | None) -> str:
 
 def _and(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def points(value: float) -> str:
+    """`1 point`, `0.5 points`."""
+    return f"{value:g} point{'' if value == 1 else 's'}"

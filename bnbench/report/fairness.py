@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bnbench.fairness import Fairness, called, fairness
+from bnbench.fairness import UNEVEN, Fairness, called, fairness
 from bnbench.records import Record, cell_of, digest, flatten, value_at
 from bnbench.report.numbers import short
 from bnbench.swapped import changes
@@ -37,10 +37,11 @@ def section(records: Sequence[Record]) -> str:
         return f"## Fairness\n{changed}" if changed else ""
     swept = ", ".join(map(called, found.swept)) or "nothing"
     head = f"## Fairness: what differs besides the swept factors\n\nSwept: {swept}. "
-    if not found.besides:
-        return f"{head}No factor differs besides.\n{pairing(records)}{changed}"
-    listed = "".join(f"- {difference}\n" for difference in found.besides)
-    return f"{head}Besides, these differ:\n\n{listed}{pairing(records)}{changed}"
+    besides, uneven = ("".join(f"- {each}\n" for each in some) for some in (found.besides, found.uneven))
+    told = f"Besides, these differ:\n\n{besides}" if besides else "No factor differs besides.\n"
+    if uneven:
+        told += f"\n{UNEVEN[0].upper()}{UNEVEN[1:]}:\n\n{uneven}"
+    return f"{head}{told}{pairing(records)}{changed}"
 
 
 def swapped(records: Iterable[Record]) -> str:

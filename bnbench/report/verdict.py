@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 
 from bnbench.analysis.answer import Answer, Contrast
+from bnbench.analysis.sentences import points
 from bnbench.report.numbers import difference
 from bnbench.report.table import NOTHING
 
@@ -18,8 +19,8 @@ LEGEND = (
     "family: each family has a chance of 5% for a false verdict of its own (--family page: the whole page). A side "
     "is better where the corrected p is below 0.05; else the two are not distinguishable, which is not the same as "
     "equal. d_z: the mean difference over the differences' standard deviation. P(better): how often a run of the left "
-    "had the lower error. Seeds needed: pairs with which one test by itself finds a true difference of {resolve:g} "
-    "points with a power of 80%, at this spread, which few seeds tell roughly; a corrected test takes more."
+    "had the lower error. Seeds needed: pairs with which one test by itself finds a true difference of {resolve} "
+    "with a power of 80%, at this spread, which few seeds tell roughly; a corrected test takes more."
 )
 WIDTH = 80
 HEADS = ("comparison", "pairs", "difference", "p (Holm)", "d_z", "P(better)", "seeds needed", "outcome")
@@ -51,7 +52,7 @@ def table(answer: Answer) -> str:
     """Markdown: every comparison, by family. "" without any."""
     if not any(panel.contrasts for panel in answer.judged):
         return ""
-    parts = ["## Comparisons\n", f"{LEGEND.format(resolve=answer.resolve)}\n"]
+    parts = ["## Comparisons\n", f"{LEGEND.format(resolve=points(answer.resolve))}\n"]
     for panel in answer.judged:
         if panel.contrasts and len(answer.judged) > 1:
             parts.append(f"### {panel.title}\n")

@@ -12,6 +12,7 @@ import pytest
 from bnbench.analysis.answer import Answer
 from bnbench.analysis.build import answer, outline
 from bnbench.analysis.collect import collect
+from bnbench.analysis.panels import heading
 from bnbench.analysis.published import tables
 from bnbench.analysis.question import Question
 from bnbench.analysis.statistics import cells
@@ -170,7 +171,34 @@ def test_of_runs_that_two_folders_hold_the_verdict_names_the_folder(tmp_path: Pa
         *_, said = (panel := answered(*(a, b) if first is a else (b, a)).panels[0]).sentences
         assert panel.sentences[0].startswith(f"At NBS 64, {winner} beats ")
         assert said == f"6 runs are in several folders: here those of {first} count."
-    assert not any("several folders" in said for said in answered(a).panels[0].sentences)
+    assert not any("folders" in said for said in answered(a).panels[0].sentences)
+
+
+def test_folders_without_a_run_in_common_are_said_to_stand_in_one_table(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    for seed in range(3):
+        run(a, seed=seed)
+        run(b, seed=seed, norm="gn", nbs=None)
+    *_, said = answered(a, b).panels[0].sentences
+    assert said == "The two folders hold no run in common: their cells stand in one table."
+    run(b, seed=0)
+    assert not any("in common:" in said for said in answered(a, b).panels[0].sentences)
+
+
+def test_a_title_names_the_optimizer_and_not_what_follows_from_it(tmp_path: Path) -> None:
+    sgd, adamw = {"momentum": 0.9}, {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8}
+    for options in (sgd, adamw):
+        for norm, nbs in (("bn", 64), ("gn", None)):
+            made = make_record(norm=norm, nbs=nbs, identity_of={f"recipe.{k}": v for k, v in options.items()})
+            write(tmp_path / "a", made)
+    titles = [panel.title for panel in answered(tmp_path / "a").panels]
+    assert titles == ["resnet8 on digits, optimizer adamw", "resnet8 on digits, optimizer sgd"]
+    assert [heading(f"recipe.{key}") for key in ("eps", "schedule.name")] == ["optimizer eps", "schedule"]
+    # Swept for one of them, it tells panels apart.
+    write(tmp_path / "a", make_record(identity_of={"recipe.momentum": 0.5}))
+    titles = [panel.title for panel in answered(tmp_path / "a").panels]
+    assert len(titles) == 3
+    assert "resnet8 on digits, momentum 0.5, optimizer sgd" in titles
 
 
 def test_a_run_that_diverges_on_one_side_is_counted_and_not_left_out(tmp_path: Path) -> None:

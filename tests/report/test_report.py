@@ -74,6 +74,14 @@ def test_a_markdown_row_for_each_cell(report: Report) -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_one_point_is_no_points(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        write(tmp_path, make_record(seed=seed, error=10.0 + seed))
+        write(tmp_path, make_record(norm="gn", nbs=None, seed=seed, error=12.0 + seed**2))
+    page = build([tmp_path], tmp_path / "report").page_md.read_text()
+    assert "finds a true difference of 1 point with a power" in page
+
+
 def test_known_records_give_known_words(tmp_path: Path) -> None:
     for seed, error in enumerate((10.0, 11.0, 13.5)):
         write(tmp_path, make_record(nbs=2, seed=seed, error=error))
