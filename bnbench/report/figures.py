@@ -72,12 +72,20 @@ def error_against_nbs(panels: Sequence[Panel]) -> tuple[bytes, bytes]:
             axes.set_title(textwrap.fill(panels[index].title, TITLE), loc="left", pad=9)
             if index % columns == 0:
                 axes.set_ylabel("validation error (%)")
+        for axes in figure.axes:
+            _limit(axes)
         figure.suptitle(_title(panels), x=0.01, ha="left", fontsize=10)
         _settle(figure)
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=200, pil_kwargs={"compress_level": 3})
         figure.savefig(svg, format="svg", metadata={"Date": None})
     return png.getvalue(), svg.getvalue()
+
+
+def _limit(axes: Axes) -> None:
+    """An interval may reach beyond 0 and 100%; an error does not. After all is drawn: axes may share their scale."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 100))
 
 
 def _settle(figure: Figure) -> None:
@@ -97,10 +105,7 @@ def _title(panels: Sequence[Panel]) -> str:
     if seeds == [1]:
         return "Validation error against normalization batch size\none seed: no interval"
     count = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
-    return (
-        "Validation error against normalization batch size\n"
-        f"mean and 95% t interval over {count} seeds; faint points: single seeds"
-    )
+    return f"Validation error against normalization batch size\nmean and 95% t interval over {count} seeds"
 
 
 def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Look]) -> None:
@@ -129,8 +134,6 @@ def _draw(axes: Axes, panel: Panel, styles: Mapping[str, Look]) -> None:
             shift = 2 ** (0.12 * (side_by_side.index(line) - (len(side_by_side) - 1) / 2))
             _draw_line(axes, own, look.colour, look.marker, label, shift)
     _draw_crossovers(axes, panel, styles)
-    if axes.get_ylim()[0] < 0:
-        axes.set_ylim(bottom=0)  # an interval may reach below; an error does not
     if any(cell.error is None and cell.nbs is not None for cell in panel.cells):
         axes.plot([], [], "x", color="#555555", markersize=7, markeredgewidth=1.8, label=LOST)
     named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -158,9 +161,12 @@ def _draw_line(
         at * 2**-0.09 for at, cell in zip(x, cells, strict=True) for _ in cell.errors
     ]  # not under the bar
     seeds = [error for cell in cells for error in cell.errors]
-    axes.plot(left, seeds, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0, zorder=3)
+    # Whole markers at 0 and at 100%, of means too; intervals stay within the axes.
+    axes.plot(
+        left, seeds, "o", color=colour, alpha=0.45, markersize=3, markeredgewidth=0, zorder=3, clip_on=False
+    )
     found = [cell.error for cell in cells]
-    axes.errorbar(
+    means, *_ = axes.errorbar(
         x,
         # A cell without a result breaks the line; with one seed there is no interval, and no bar.
         [math.nan if error is None else error.mean for error in found],
@@ -176,6 +182,7 @@ def _draw_line(
         label=label,
         zorder=4,
     )
+    means.set_clip_on(False)
     lost = [at for at, error in zip(x, found, strict=True) if error is None]
     if lost:
         top = axes.get_xaxis_transform()  # x in data, y from 0 to 1 over the panel

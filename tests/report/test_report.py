@@ -8,6 +8,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from bnbench.analysis.collect import collect
+from bnbench.analysis.panels import panels
 from bnbench.analysis.question import Question
 from bnbench.analysis.statistics import cells
 from bnbench.report import Report, build, figures, main
@@ -114,6 +115,20 @@ def test_csv_round_trip(report: Report) -> None:
 def test_the_same_records_give_the_same_bytes(report: Report, tmp_path: Path) -> None:
     again = figures.error_against_nbs(report.answer.panels)
     assert again == (report.figure_png.read_bytes(), report.figure_svg.read_bytes())
+
+
+def test_an_axis_of_errors_ends_at_0_and_100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where panels share their scale, and the first alone has an interval below 0."""
+    limits: list[tuple[float, float]] = []
+    monkeypatch.setattr(
+        figures, "_settle", lambda figure: limits.extend(axes.get_ylim() for axes in figure.axes)
+    )
+    for seed in (0, 1, 2):
+        write(tmp_path, make_record(global_batch=32, nbs=2, seed=seed, error=10.0 * seed))
+        write(tmp_path, make_record(global_batch=64, nbs=2, seed=seed, error=70.0 + 15 * seed))
+    runs = collect([tmp_path]).runs
+    figures.error_against_nbs(panels(runs, cells(runs)))
+    assert limits == [(0, 100), (0, 100)]
 
 
 def test_panels_lines_and_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

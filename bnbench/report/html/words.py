@@ -18,8 +18,9 @@ def figure(panels: Sequence[Panel]) -> str:
     said = {
         "**NBS**, the normalization batch size: how many images share statistics.": sized,
         "A norm without NBS is a dashed level.": sized and any(cell.nbs is None for cell in cells),
-        "**Bars and bands**: 95% intervals over seeds; **faint points**: single seeds.": any(
-            error.n > 1 for error in errors
+        "**Bars and bands**: 95% intervals over seeds.": any(error.n > 1 for error in errors),
+        "**Faint points**: single seeds, of norms with an NBS.": any(
+            cell.nbs is not None and cell.error is not None and cell.error.n > 1 for cell in cells
         ),
         "One seed has no interval.": any(error.n == 1 for error in errors),
         "A **cross** at the top: no run has an error to show.": len(errors) < len(cells),
