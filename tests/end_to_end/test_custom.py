@@ -136,3 +136,29 @@ def test_nothing_of_a_users_is_imported_to_check_the_words(own: Path) -> None:
     done = bnbench("train", "norm=custom", "norm.name=loud.norms.Norm", "epochs=0", cwd=own)
     assert done.returncode == 2
     assert "epochs=0" in done.stderr
+
+
+BRANCHING = """
+from my_models import Plain
+
+class Branching(Plain):
+    def forward(self, images):
+        return super().forward(images if images.mean() > 0 else images * 1)
+"""
+
+
+def test_of_a_model_that_cannot_be_traced_it_is_told_what_runs(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the page says: FRN runs without its activation and says so, norm=none is refused."""
+    (own / "my_branching.py").write_text(BRANCHING)
+    words = ("model=custom", "model.name=my_branching.Branching", *TINY, *NO_LOGGER, "name=x")
+    assert train("-m", *words, "norm=frn", "optim.lr=0.01,0.1") == 0
+    out = capsys.readouterr().out
+    assert [line.partition(":")[0] for line in out.splitlines() if line.startswith("[")] == [
+        "[1/2] Branching-frn-s0 lr=0.01",
+        "[2/2] Branching-frn-s0 lr=0.1",
+    ]
+    assert out.count("act=False: the model cannot be traced\n") == 1
+    assert "frn in my_branching.Branching: " in (own / "runs" / "x" / "report" / "report.md").read_text()
+    assert train(*words, "norm=none") != 0
