@@ -91,6 +91,9 @@ def settle(config: RunConfig, world: World) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Its advice is on DataLoaders' worker processes; ours hold decoded images, or have as many as data.workers says.
     warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings(
+        "ignore", message="`broadcast_buffers` is deprecated"
+    )  # what replaces it is no match yet
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
 
 
