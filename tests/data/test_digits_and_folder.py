@@ -254,7 +254,6 @@ def test_a_failed_download_removes_nothing_of_others(tmp_path, monkeypatch):
     root, other = tmp_path / "data" / "cifar10", tmp_path / "data" / "mine" / "photo.jpg"
 
     def fail(self):
-        root.mkdir(parents=True)
         other.parent.mkdir()
         other.touch()
         raise URLError("Connection reset by peer")
